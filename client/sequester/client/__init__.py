@@ -1,0 +1,1 @@
+"""The hospital: compute sees DNA and no keys, the gate sees keys and no DNA."""

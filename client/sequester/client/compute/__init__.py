@@ -1,0 +1,1 @@
+"""Patients are here: readers, cohorts, contributions. No keys, no network."""

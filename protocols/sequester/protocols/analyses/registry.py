@@ -1,0 +1,19 @@
+"""Which analyses a study may ask for: one line each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from sequester.protocols.analyses import evaluation, glm, linear
+from sequester.protocols.analyses.analysis import Analysis
+
+Plan = Annotated[glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan, Field(discriminator="kind")]
+
+ANALYSES: dict[str, Analysis] = {"glm": glm.GLM, "linear": linear.LINEAR, "evaluation": evaluation.EVALUATION}
+
+
+def analysis_of(plan: Any) -> Analysis:
+    """The pair of functions behind a plan."""
+    return ANALYSES[plan.kind]

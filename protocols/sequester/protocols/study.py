@@ -1,0 +1,245 @@
+"""The study contract: what `study.yaml` may say, validated, and what both sides derive from it.
+
+The bytes that are signed are RFC 8785 of the validated model (`signing.py`); numbers that matter are decimal strings.
+Everything a site or the exchange needs to run a round (features, threshold, noise, layout) is derived here or in
+`privacy.py` from the signed study alone, never received.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from sequester.protocols.analyses.plan import Number
+from sequester.protocols.analyses.registry import Plan
+
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+SiteId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{1,31}$")]
+ColumnName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[A-Z]{2})?$")]
+Instant = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
+
+
+class Strict(BaseModel):
+    """Unknown fields are refused, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Reference(Strict):
+    """An ethics approval or a data agreement, and until when it holds (UTC)."""
+
+    reference: str
+    expires: Instant
+
+
+class Column(Strict):
+    """One phenotype or covariate column with its public bounds.
+
+    `kind` binary takes exactly the two `values` (other, one); quantitative is clamped to [lower, upper]; category takes
+    the closed list `values`, the first being the reference. `transform` applies before `centre` and `scale`, which
+    default to the middle and half the width of the (transformed) bounds. A missing covariate is its centre.
+    """
+
+    name: ColumnName
+    kind: Literal["binary", "quantitative", "category"]
+    unit: str = ""
+    lower: Number | None = None
+    upper: Number | None = None
+    transform: Literal["none", "sqrt", "log"] = "none"
+    centre: Number | None = None
+    scale: Number | None = None
+    values: tuple[str, ...] = ()
+
+
+class Variant(Strict):
+    """A panel row: forward-strand alleles, the counted (effect) allele is `effect`; `frequency` is the public one."""
+
+    id: str
+    chromosome: str
+    position: int = Field(gt=0, lt=2**31)
+    effect: Annotated[str, StringConstraints(pattern=r"^[ACGT]+$")]
+    other: Annotated[str, StringConstraints(pattern=r"^[ACGT]+$")]
+    frequency: Number
+
+
+class Score(Strict):
+    """A published score as one feature: weights per copy of each variant's effect allele, public mean and SD."""
+
+    name: ColumnName
+    weights: tuple[tuple[str, Number], ...]
+    mean: Number
+    sd: Number
+
+
+class CohortRule(Strict):
+    """Who belongs: `where` are column conditions; `test_fraction` of the patients, by keyed hash, are held out."""
+
+    where: tuple[str, ...] = ()
+    test_fraction: Number = Decimal("0.2")
+    folds: int = Field(default=5, ge=2, le=20)
+    subgroup: ColumnName | None = None
+    subgroup_values: tuple[str, ...] = ()
+
+
+class Privacy(Strict):
+    """What is promised, for the whole study. `order` is the RDP order of the filter (spec/privacy.md, section 7)."""
+
+    epsilon: Number
+    delta: Number
+    order: Number
+    unit: Literal["patient"] = "patient"
+    adjacency: Literal["add-remove", "replace-one"] = "add-remove"
+    mechanism: Literal["distributed", "local"] = "distributed"
+
+
+class Aggregation(Strict):
+    """The secure sum (spec/secure-aggregation.md, section 2). None means that page's default for the roster size."""
+
+    mode: Literal["strict", "double"]
+    max_corrupt: int | None = None
+    max_absent: int | None = None
+    min_active: int | None = None
+    ring_bits: Literal[32, 64] = 32
+    fraction_bits: int = Field(default=16, ge=4, le=40)
+    suite: Literal["x25519-aes256ctr-v1"] = "x25519-aes256ctr-v1"
+    round_deadline_s: int = Field(default=60, ge=1, le=86400)
+
+
+class StudySite(Strict):
+    """One hospital: its name and its Ed25519 identity key (raw, hex). The fingerprint is the key's SHA-256."""
+
+    id: SiteId
+    key: Hex32
+
+
+class Study(Strict):
+    """One study. Two studies with the same canonical bytes are the same study; a changed byte is a new one."""
+
+    format: Literal[1] = 1
+    consortium: str
+    lineage: str
+    supersedes: Hex32 | None = None
+    rehearsal: bool = False
+    title: dict[Language, str]
+    summary: dict[Language, str]
+    question: str
+    purpose: tuple[str, ...]
+    ethics: tuple[Reference, ...]
+    agreement: tuple[Reference, ...]
+    contact: str
+    retention_days: int = Field(gt=0)
+    publication_floor: int = Field(default=10, ge=5)
+    genome_build: Literal["NCBI36", "GRCh37", "GRCh38"] = "GRCh38"
+    phenotype: Column
+    covariates: tuple[Column, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    scores: tuple[Score, ...] = ()
+    cohort: CohortRule = CohortRule()
+    analyses: tuple[Plan, ...]
+    privacy: Privacy
+    n0: int = Field(gt=0)
+    n_max: int = Field(gt=0)
+    spare_attempts: int | None = None
+    aggregation: Aggregation
+    sites: tuple[StudySite, ...]
+    bundle: Hex32
+    expires: Instant
+
+    @property
+    def site_ids(self) -> tuple[str, ...]:
+        """Sites in roster order: ascending by name, index 0 first."""
+        return tuple(sorted(site.id for site in self.sites))
+
+    @property
+    def roster(self) -> tuple[bytes, ...]:
+        """Raw identity keys in roster order."""
+        keys = {site.id: bytes.fromhex(site.key) for site in self.sites}
+        return tuple(keys[name] for name in self.site_ids)
+
+    @property
+    def expires_at(self) -> datetime:
+        """The study's last moment, UTC."""
+        return datetime.strptime(self.expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+    def analysis(self, name: str) -> Plan:
+        """The plan of that name; `KeyError` where there is none."""
+        return next(plan for plan in self.analyses if plan.name == name)
+
+    def features(self) -> tuple[Feature, ...]:
+        """The columns of the design matrix, in order: scores, covariates (categories as indicators), variants."""
+        rows: list[Feature] = [Feature(s.name, "score", s.name, float(s.mean), float(s.sd)) for s in self.scores]
+        for column in self.covariates:
+            rows.extend(_column_features(column))
+        for v in self.variants:
+            f = float(v.frequency)
+            rows.append(Feature(v.id, "variant", v.id, 2 * f, max(2 * f * (1 - f), 1e-4) ** 0.5))
+        return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column of the design matrix: standardised value = (raw - centre) / scale, raw missing = 0 after that.
+
+    `source` is the variant id, score name or covariate column; `level` the category value an indicator stands for.
+    """
+
+    name: str
+    kind: Literal["score", "covariate", "variant"]
+    source: str
+    centre: float
+    scale: float
+    level: str = ""
+
+
+def transformed(column: Column, value: float) -> float:
+    """The column's value after clamping to its public bounds and its transform."""
+    if column.lower is not None:
+        value = max(value, float(column.lower))
+    if column.upper is not None:
+        value = min(value, float(column.upper))
+    match column.transform:
+        case "sqrt":
+            return value**0.5
+        case "log":
+            return math.log(value)
+        case "none":
+            return value
+
+
+def standardisation(column: Column) -> tuple[float, float]:
+    """(centre, scale) of a column from its public declaration; binary columns are 0/1 unless declared otherwise."""
+    if column.kind != "quantitative":
+        return float(column.centre or 0), float(column.scale or 1)
+    if column.lower is None or column.upper is None:
+        raise ValueError(f"column {column.name} declares no bounds")
+    low, high = transformed(column, float(column.lower)), transformed(column, float(column.upper))
+    centre = float(column.centre) if column.centre is not None else (low + high) / 2
+    scale = float(column.scale) if column.scale is not None else (high - low) / 2
+    return centre, scale
+
+
+def _column_features(column: Column) -> Sequence[Feature]:
+    centre, scale = standardisation(column)
+    if column.kind != "category":
+        return [Feature(column.name, "covariate", column.name, centre, scale)]
+    return [
+        Feature(f"{column.name}={level}", "covariate", column.name, centre, scale, level) for level in column.values[1:]
+    ]
+
+
+def is_study_digest(text: str) -> bool:
+    """True for 64 lower-case hex digits."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def study_json(study: Study) -> dict[str, Any]:
+    """The JSON value whose RFC 8785 form is signed."""
+    return study.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""The consortium: rounds, secure sums, studies, reports. Sees opened sums and nothing else."""

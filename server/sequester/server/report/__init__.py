@@ -1,0 +1,1 @@
+"""What people read: results.json, report.html, the scoring file."""
