@@ -1,0 +1,201 @@
+"""The gate of one hospital: one process, keys and policy, every stream and every number that leaves.
+
+It waits for `join` messages that Flower brings (or finds studies its journals say were under way), checks approval,
+policy and isolation, and runs one `Session` for each study. It listens on unix sockets and loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from datetime import UTC, datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from sequester.client.gate.ledger import Ledger
+from sequester.protocols.wire import Limits
+
+from sequester.client.config import Home, SiteConfig
+from sequester.client.gate import approval, exchange, peers, tls
+from sequester.client.gate.custodian import Custodian
+from sequester.client.gate.journal import Journal
+from sequester.client.gate.rules import StudyRules, Witnesses
+from sequester.client.gate.session import Progress, Session
+from sequester.protocols import privacy
+from sequester.protocols.errors import RefusalCode, SequesterError, StudyError
+from sequester.protocols.secagg.member import Member
+from sequester.protocols.signing import canonical, sign_document
+from sequester.protocols.study import Study, study_json
+
+log = logging.getLogger("sequester.gate")
+
+JOIN_S = 50.0  # below the 60 s after which the ClientApp answers "not yet" (spec/flower.md, 4.2.5)
+
+
+class Consortium:
+    """One consortium this hospital belongs to: its folder, its identity, its running studies."""
+
+    def __init__(self, home: Home, name: str, config: SiteConfig, ledger: Ledger) -> None:
+        self.name = name
+        self.folder = home.consortium(name)
+        self.sessions: dict[str, Session] = {}
+        self._home = home
+        self._config = config
+        self._ledger = ledger
+        self._tasks: dict[str, asyncio.Task[str]] = {}
+        self._witnesses = Witnesses(self.folder / "advertisements.json")
+        key = load_pem_private_key((self.folder / "identity.key").read_bytes(), None)
+        assert isinstance(key, Ed25519PrivateKey)
+        self._identity = key
+
+    # ---- what the door asks -------------------------------------------------------------------------------------
+
+    async def bundle_approved(self, sha256: str) -> bool:
+        """True where some study approved here names this bundle."""
+        for digest in self._known():
+            try:
+                study = self._approved(digest)
+            except SequesterError:
+                continue
+            if study.bundle == sha256:
+                return True
+        return False
+
+    async def join(self, digest: str, bundle: str) -> tuple[str, str]:
+        """("joined", ""), ("not yet", "") or ("refused", public code); the full reason goes to this site's log."""
+        try:
+            if (recorded := self.outcome(digest)) is not None:
+                return ("joined", "") if recorded == "done" else ("refused", RefusalCode.STUDY)
+            study = self._approved(digest)
+            if study.bundle != bundle:
+                raise StudyError(
+                    f"study {digest[:12]} names bundle {study.bundle[:12]}, Flower brought {bundle[:12]}",
+                    hint="refuse; ask the coordinator which program was meant",
+                    code=RefusalCode.STUDY,
+                )
+            session = await self.begin(study, digest)
+        except SequesterError as error:
+            log.error("study %s refused: %s", digest[:12], error.message)
+            self._ledger.append("note", {"study": digest, "refused": (error.code or RefusalCode.NOT_READY).value})
+            return "refused", (error.code or RefusalCode.NOT_READY).value
+        try:
+            await asyncio.wait_for(session.stands.wait(), JOIN_S)
+        except TimeoutError:
+            return "not yet", ""
+        return "joined", ""
+
+    # ---- sessions -----------------------------------------------------------------------------------------------
+
+    async def begin(self, study: Study, digest: str) -> Session:
+        """The running session of an approved study, started if it was not; isolation and cohort are checked first."""
+        if digest in self.sessions:
+            return self.sessions[digest]
+        session = self._session(study, digest)
+        await session.ready_compute()
+        self.sessions[digest] = session
+        self._tasks[digest] = asyncio.create_task(self._run(digest, session))
+        return session
+
+    async def resume(self) -> None:
+        """Take up every study that a journal says was under way when the gate ended."""
+        for folder in sorted((self.folder / "journal").glob("*")):
+            if self.outcome(folder.name) is None and (folder / "journal.db").exists():
+                try:
+                    await self.begin(self._approved(folder.name), folder.name)
+                except SequesterError as error:
+                    log.error("study %s is not taken up again: %s", folder.name[:12], error.message)
+
+    async def stop(self) -> None:
+        """End every session's work here; the journals keep what is needed to go on."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def outcome(self, digest: str) -> str | None:
+        """How a study ended at this site, None while it has not."""
+        path = self.folder / "outcomes" / digest
+        return path.read_text("ascii") if path.exists() else None
+
+    async def _run(self, digest: str, session: Session) -> str:
+        final = await session.run()
+        path = self.folder / "outcomes" / digest
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_text(final, "ascii")
+        del self.sessions[digest]
+        return final
+
+    def _session(self, study: Study, digest: str) -> Session:
+        params = privacy.session_params(study)
+        cohort = self._home.dataset(self._ledger.data_set) / "cohorts" / digest
+        limits = Limits.for_study(study)
+        secret = self._identity.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        journal = Journal(self.folder / "journal" / digest, secret, limits)
+        rules = StudyRules(
+            study,
+            digest,
+            self._config.policy,
+            self._ledger,
+            peers.pinned(self._home, self.name),
+            self._witnesses,
+            epoch_floor=lambda: -1,
+        )
+        index = study.site_ids.index(self._config.site.id)
+        records = journal.records()
+        if records:
+            member = Member.restore(records, journal.outbox(), params, index, self._identity.sign, rules, os.urandom)
+        else:
+            member = Member(params, index, self._identity.sign, rules, os.urandom)
+
+        async def start_compute() -> Custodian:
+            text = canonical(study_json(study)).decode()
+            self._home.log.mkdir(exist_ok=True)
+            return await Custodian.start(
+                text, cohort, self._config.policy.allow_unisolated, self._home.log / f"compute-{digest[:12]}.log"
+            )
+
+        def receipt(progress: Progress, state: str) -> bytes:
+            data = self._receipt(study, digest, session, progress, state)
+            path = self.folder / "receipts" / f"{digest}.json"
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.write_bytes(data)
+            return data
+
+        session = Session(
+            study,
+            digest,
+            member,
+            journal,
+            self._ledger,
+            start_compute,
+            lambda: tls.site_channel_aio(self.folder),
+            receipt,
+            limits,
+        )
+        return session
+
+    def _approved(self, digest: str) -> Study:
+        study, document = exchange.stored_study(self._home, self.name, digest)
+        approval.require_approved(self._home, self.name, self._config, study, document)
+        return study
+
+    def _known(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "studies").glob("*.json"))
+
+    def _receipt(self, study: Study, digest: str, session: Session, progress: Progress, state: str) -> bytes:
+        counter, head = self._ledger.head()
+        body = {
+            "study": digest,
+            "site": self._config.site.id,
+            "data_set": self._ledger.data_set,
+            "state": state,
+            "rounds": progress.rounds,
+            "bytes_up": progress.bytes_up,
+            "charges": self._ledger.charges_spent(digest),
+            "isolation": session.isolation,
+            "allow_unisolated": self._config.policy.allow_unisolated,
+            "exact": [plan.name for plan in study.analyses if plan.mode == "exact"],
+            "ledger": {"counter": counter, "head": head.hex()},
+            "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return sign_document("receipt", body, self._identity)

@@ -1,0 +1,145 @@
+"""What the signed study, the site's policy and its disk say about one round: the member's `Rules`.
+
+Nothing here is received. The study was signed by the coordinator and approved by this site; layouts, noise and charges
+are derived from it; the ledger and the record of peers' advertisements are this site's own files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sequester.client.gate.ledger import Ledger
+from sequester.client.policy import Policy
+
+from sequester.protocols import privacy
+from sequester.protocols.analyses.registry import analysis_of
+from sequester.protocols.errors import PeerError, RefusalCode, StudyError
+from sequester.protocols.secagg.member import Admission
+from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart, SessionParams
+from sequester.protocols.study import Study
+
+
+class Witnesses:
+    """The highest advertisement seen of each (site key, data set), across studies, in one small durable file (C28)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: dict[str, dict[str, object]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def highest(self, key: bytes, data_set: str) -> KeyAdvertisement | None:
+        """The journalled advertisement, None where there is none."""
+        row = self._rows.get(f"{key.hex()}/{data_set}")
+        if row is None:
+            return None
+        return KeyAdvertisement(
+            index=int(str(row["index"])),
+            session_id=bytes.fromhex(str(row["session_id"])),
+            kx=bytes.fromhex(str(row["kx"])),
+            data_set=data_set,
+            counter=int(str(row["counter"])),
+            head=bytes.fromhex(str(row["head"])),
+            signature=bytes.fromhex(str(row["signature"])),
+        )
+
+    def saw(self, key: bytes, seen: KeyAdvertisement) -> None:
+        """Keep `seen` if it is higher than what is held; durable when this returns."""
+        held = self.highest(key, seen.data_set)
+        if held is not None and held.counter >= seen.counter:
+            return
+        self._rows[f"{key.hex()}/{seen.data_set}"] = {
+            "index": seen.index,
+            "session_id": seen.session_id.hex(),
+            "kx": seen.kx.hex(),
+            "counter": seen.counter,
+            "head": seen.head.hex(),
+            "signature": seen.signature.hex(),
+        }
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(self._rows, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+
+class StudyRules:
+    """`Rules` of one study at one site; `now` is a clock that returns UTC."""
+
+    def __init__(
+        self,
+        study: Study,
+        digest: str,
+        policy: Policy,
+        ledger: Ledger,
+        pinned: frozenset[bytes],
+        witnesses: Witnesses,
+        epoch_floor: Callable[[], int],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.pinned = pinned
+        self._study = study
+        self._digest = digest
+        self._policy = policy
+        self._ledger = ledger
+        self._witnesses = witnesses
+        self._epoch_floor = epoch_floor
+        self._now = now
+
+    def epoch_floor(self) -> int:
+        return self._epoch_floor()
+
+    def reserve(self, params: SessionParams) -> tuple[str, int, bytes]:
+        """Reserves T + R charges of every analysis, durably, before a key is advertised; `PrivacyError` refuses."""
+        exact = [plan.name for plan in self._study.analyses if plan.mode == "exact"]
+        self._ledger.reserve(self._digest, privacy.events(self._study), exact)
+        counter, head = self._ledger.head()
+        return self._ledger.data_set, counter, head
+
+    def ledger_head_at(self, data_set: str, counter: int) -> bytes | None:
+        return self._ledger.head_at(counter) if data_set == self._ledger.data_set else None
+
+    def highest_seen(self, key: bytes, data_set: str) -> KeyAdvertisement | None:
+        return self._witnesses.highest(key, data_set)
+
+    def saw(self, key: bytes, advertisement: KeyAdvertisement) -> None:
+        self._witnesses.saw(key, advertisement)
+
+    def admit(self, start: RoundStart) -> Admission:
+        """Whether this study allows this round here: the task must equal what this site derives for itself."""
+        if self._now() > self._study.expires_at:
+            raise StudyError(
+                f"the study expired at {self._study.expires}",
+                hint="the coordinator signs an amendment with a later expiry",
+                code=RefusalCode.EXPIRED,
+            )
+        plan = next((plan for plan in self._study.analyses if plan.name == start.task.analysis), None)
+        if plan is None:
+            raise PeerError(f"the study has no analysis `{start.task.analysis}`", hint="nothing was sent")
+        if start.task.step >= analysis_of(plan).rounds(plan, self._study):
+            raise PeerError(
+                f"{plan.name} takes {analysis_of(plan).rounds(plan, self._study)} steps, step {start.task.step} asked",
+                hint="nothing was sent",
+            )
+        layout = privacy.layout(self._study, plan, start.task.step)
+        if start.coordinates != layout.length or start.length != privacy.codec(self._study).words(layout.length):
+            raise PeerError(
+                f"the round asks for {start.coordinates} numbers in {start.length} words, the study for {layout.length}",
+                hint="nothing was sent",
+            )
+        if start.task != privacy.task_for(self._study, plan, start.task.step, start.task.attempt, start.broadcast):
+            raise PeerError(
+                f"the task of {plan.name}, step {start.task.step}, is not the one the signed study gives",
+                hint="nothing was sent; the exchange and this site disagree about layout, clip, noise or broadcast",
+            )
+        held = plan.name in self._policy.hold_rounds
+        until = int(self._now().timestamp()) + 86400 if held else 0
+        return Admission(
+            charges=privacy.charges(self._study, plan),
+            exact=plan.mode == "exact",
+            needs_hold=held,
+            hold_until_unix=until,
+        )

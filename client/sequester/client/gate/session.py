@@ -1,0 +1,292 @@
+"""One study at one site: drives the `member` state machine over the study's stream.
+
+The loop is small on purpose. A frame comes in, the member returns effects, and they are performed in order: records
+become durable before anything that follows them is said, and every frame that leaves is in the ledger before it
+leaves. A broken stream is opened again by this loop alone, without Flower; the member resumes where its journal says.
+Compute works in a task of its own, so that a stop is heard while it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import grpc
+import grpc.aio
+from sequester.client.gate.ledger import Ledger
+from sequester.protocols.wire import Limits, Reader, check_hello, frames, hello
+
+from sequester.client.gate.contribution import noise_share, ring_vector
+from sequester.client.gate.custodian import Custodian
+from sequester.client.gate.journal import Journal
+from sequester.protocols import exchange_pb2 as pb
+from sequester.protocols import privacy
+from sequester.protocols.errors import PeerError, SequesterError, SiteError
+from sequester.protocols.secagg.member import Member
+from sequester.protocols.secagg.messages import (
+    Contribute,
+    Effect,
+    Evidence,
+    MaskedInput,
+    Message,
+    Persist,
+    Refusal,
+    Send,
+    StoreOutbox,
+    StudyRefusal,
+)
+from sequester.protocols.study import Study
+
+log = logging.getLogger("sequester.gate")
+
+RECONNECT_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one for ever: the exchange is back within ten seconds of a restart
+_HELLO_S = 30.0
+_METHOD = "/sequester.v1.Site/Session"
+
+
+@dataclass(slots=True)
+class Progress:
+    """What `sequester-client run` and the receipt show: counts and bytes."""
+
+    state: str = "joining"
+    analysis: str = ""
+    rounds: int = 0
+    bytes_up: int = 0
+    frames_up: int = 0
+
+
+class Session:
+    """Runs one approved study to its end; `stands` is set while its stream stands."""
+
+    def __init__(
+        self,
+        study: Study,
+        digest: str,
+        member: Member,
+        journal: Journal,
+        ledger: Ledger,
+        start_compute: Callable[[], Awaitable[Custodian]],
+        open_channel: Callable[[], grpc.aio.Channel],
+        receipt: Callable[[Progress, str], bytes],
+        limits: Limits,
+    ) -> None:
+        self.study = study
+        self.digest = digest
+        self.progress = Progress()
+        self.stands = asyncio.Event()
+        self.final: str | None = None
+        self._member = member
+        self._journal = journal
+        self._ledger = ledger
+        self._start_compute = start_compute
+        self._open_channel = open_channel
+        self._receipt = receipt
+        self._limits = limits
+        self._compute: Custodian | None = None
+        self._call: grpc.aio.StreamStreamCall[bytes, pb.Frame] | None = None
+        self._turn = asyncio.Lock()
+        self._round: Contribute | None = None
+        self._working: asyncio.Task[None] | None = None
+
+    async def run(self) -> str:
+        """The study's final state at this site; ends compute whatever happens."""
+        tries = 0
+        try:
+            while self.final is None:
+                try:
+                    await self._stream()
+                    tries = 0
+                except (grpc.aio.AioRpcError, PeerError, TimeoutError) as error:
+                    reason = error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                    log.warning("study %s: stream lost (%s)", self.digest[:12], reason)
+                was_up = self.stands.is_set()
+                self.stands.clear()
+                self._call = None
+                if datetime.now(UTC) > self.study.expires_at:
+                    self._end("expired")
+                if self.final is None:
+                    tries = 0 if was_up else tries + 1
+                    self.progress.state = "reconnecting"
+                    await asyncio.sleep(RECONNECT_S[min(tries, len(RECONNECT_S) - 1)])
+        finally:
+            await self._stop_work()
+            self._journal.close()
+        return self.final
+
+    async def ready_compute(self) -> None:
+        """Start compute and load the cohort; a `SiteError` where isolation or the cohort says no."""
+        if self._compute is None or not self._compute.is_alive:
+            self._compute = await self._start_compute()
+
+    async def withdraw(self) -> None:
+        """Leave the study for good: tell the exchange if it listens, erase the session's keys."""
+        async with self._turn:
+            await self._perform(self._member.withdraw())
+        self._end("withdrawn")
+        await self._hang_up()
+
+    async def answer_hold(self, yes: bool) -> None:
+        """A person's answer to a held round."""
+        async with self._turn:
+            await self._perform(self._member.answer_hold(yes))
+
+    @property
+    def holds(self) -> bool:
+        """True while a round waits for a person."""
+        return self._member.state == "HELD"
+
+    # ---- the stream ---------------------------------------------------------------------------------------------
+
+    async def _stream(self) -> None:
+        async with self._open_channel() as channel:
+            method = channel.stream_stream(
+                _METHOD, request_serializer=lambda data: data, response_deserializer=pb.Frame.FromString
+            )
+            call = method()
+            await call.write(hello(bytes.fromhex(self.digest)).SerializeToString())
+            reader = Reader(self._limits)
+            check_hello(reader.take(await asyncio.wait_for(self._read(call), _HELLO_S)), bytes.fromhex(self.digest))
+            self._call = call
+            self.stands.set()
+            self.progress.state = "joined"
+            async with self._turn:
+                if self._member.state != "IDLE":
+                    await self._perform(self._member.resume())
+            while self.final is None:
+                await self._take(reader.take(await self._read(call)))
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
+        frame = await call.read()
+        if frame is grpc.aio.EOF:
+            raise PeerError("the exchange closed the stream")
+        assert isinstance(frame, pb.Frame)
+        return frame
+
+    async def _take(self, message: object) -> None:
+        match message:
+            case None:
+                return
+            case pb.Stop():
+                self._end(message.state)
+            case pb.Done():
+                await self._send_receipt("done")
+                self._end("done")
+                await self._hang_up()
+            case pb.Hello() | pb.Receipt():
+                raise PeerError(f"{type(message).__name__} in the middle of a stream")
+            case _:
+                async with self._turn:
+                    await self._perform(self._member.handle(message))  # type: ignore[arg-type]  # Reader yields messages
+
+    async def _hang_up(self) -> None:
+        if self._call is not None:
+            await self._call.done_writing()
+
+    # ---- effects ------------------------------------------------------------------------------------------------
+
+    async def _perform(self, effects: Sequence[Effect]) -> None:
+        pending = deque(effects)
+        while pending:
+            match pending.popleft():
+                case Persist(record=record, charge=charge):
+                    # the charge precedes the record, the record precedes the bytes: a crash in between costs budget,
+                    # never privacy
+                    if charge is not None:
+                        self._ledger.spend(self.digest, charge.analysis, charge.step, charge.attempt)
+                    self._journal.append(record)
+                case StoreOutbox(message=message):
+                    self._journal.store_outbox(message)
+                case Contribute() as asked:
+                    self._begin(asked)
+                case Evidence(what=what, record=record):
+                    log.error("study %s: %s; the proof is in the ledger", self.digest[:12], what)
+                    self._ledger.append("note", {"study": self.digest, "evidence": what, "record": record.hex()})
+                case Send(message=message):
+                    await self._send(message)
+
+    async def _send(self, message: Message) -> None:
+        if isinstance(message, StudyRefusal | Refusal):
+            reason = self._member.last_refusal
+            log.warning("study %s refused here: %s", self.digest[:12], reason.message if reason else "no reason kept")
+        data = [frame.SerializeToString() for frame in frames(message)]
+        await self._write(type(message).__name__, data)
+        if isinstance(message, MaskedInput):
+            self.progress.rounds += 1
+
+    async def _write(self, kind: str, frames_bytes: list[bytes]) -> None:
+        size = sum(map(len, frames_bytes))
+        digest = hashlib.sha256()
+        for data in frames_bytes:
+            digest.update(data)
+        round_number = self._round.round if self._round is not None else 0
+        self._ledger.egress(self.digest, round_number, kind, size, digest.hexdigest())
+        self.progress.bytes_up += size
+        self.progress.frames_up += len(frames_bytes)
+        if self._call is None:
+            return  # said again on the next stream: the member resumes
+        for data in frames_bytes:
+            await self._call.write(data)
+
+    async def _send_receipt(self, state: str) -> None:
+        frame = pb.Frame(receipt=pb.Receipt(receipt=pb.Document(json=self._receipt(self.progress, state))))
+        await self._write("Receipt", [frame.SerializeToString()])
+
+    # ---- compute ------------------------------------------------------------------------------------------------
+
+    def _begin(self, asked: Contribute) -> None:
+        if self._working is not None and not self._working.done():
+            self._working.cancel()
+        self._round = asked
+        self.progress.state = "computing"
+        self.progress.analysis = f"{asked.task.analysis}, step {asked.task.step + 1}"
+        self._working = asyncio.create_task(self._contribute(asked))
+
+    async def _contribute(self, asked: Contribute) -> None:
+        plan = self.study.analysis(asked.task.analysis)
+        try:
+            drawing = asyncio.create_task(
+                asyncio.to_thread(noise_share, self.study, plan, asked.task.step, asked.noise_adders)
+            )
+            arrays = await self._computed(asked)
+            layout = privacy.layout(self.study, plan, asked.task.step)
+            words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing)
+            async with self._turn:
+                if self._round is asked and self.final is None:
+                    await self._perform(await asyncio.to_thread(self._member.contribute, words))
+                    self.progress.state = "waiting"
+        except SequesterError as error:
+            log.error("study %s, %s: %s", self.digest[:12], self.progress.analysis, error.message)
+            await self._write("Refusal", [pb.Frame(refusal=pb.Refusal()).SerializeToString()])
+        except grpc.aio.AioRpcError:
+            log.warning("study %s: stream lost while sending; the stored bytes go out again", self.digest[:12])
+
+    async def _computed(self, asked: Contribute) -> dict[str, object]:
+        """The named arrays; a compute process that was killed is started again once, on the same frozen cohort."""
+        for last in (False, True):
+            try:
+                await self.ready_compute()
+                assert self._compute is not None
+                return await self._compute.contribution(asked.task.analysis, asked.task.step, asked.broadcast)
+            except SiteError:
+                if last or (self._compute is not None and self._compute.is_alive):
+                    raise
+                log.warning("study %s: compute ended, starting it again", self.digest[:12])
+        raise AssertionError("unreachable")
+
+    async def _stop_work(self) -> None:
+        if self._working is not None:
+            self._working.cancel()
+        if self._compute is not None:
+            await asyncio.to_thread(self._compute.kill)
+
+    def _end(self, state: str) -> None:
+        if self.final is None:
+            self.final = state
+            self.progress.state = state
+            self._ledger.settle(self.digest)
+            self._ledger.append("note", {"study": self.digest, "ended": state})

@@ -1,0 +1,199 @@
+"""How good a model is on patients that did not train it: histograms and error sums, opened once.
+
+Binary outcome: one histogram of scores by outcome (and by subgroup, disjoint), edges at public normal quantiles; AUC,
+ROC and calibration are post-processing of it. One patient is one cell: sensitivity 1. Quantitative outcome: patients,
+absolute and squared error on the outcome's own scale, and how many predictions lie within 20 %, each bounded by a public
+error bound. With `folds` each patient is judged by the model that left their fold out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.special import ndtri
+
+from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
+from sequester.protocols.analyses.cohort import Cohort, Part, Result
+from sequester.protocols.analyses.glm import sigmoid
+from sequester.protocols.analyses.plan import AnalysisPlan, Number
+
+if TYPE_CHECKING:
+    from sequester.protocols.study import Column, Study
+
+Vector = NDArray[np.float64]
+
+
+class EvaluationPlan(AnalysisPlan):
+    """`of` names an earlier glm or linear analysis; `error_bound` is public, in the outcome's unit."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    of: str
+    part: Part = "test"
+    bins: int = Field(default=20, ge=5, le=1000)
+    folds: bool = False
+    error_bound: Number = Decimal("100")
+
+
+def outcome_value(column: Column, standardised: Vector) -> Vector:
+    """The outcome on its own scale from the standardised, transformed one."""
+    from sequester.protocols.study import standardisation  # the study knows analyses, not the other way at import
+
+    centre, scale = standardisation(column)
+    value = standardised * scale + centre
+    match column.transform:
+        case "sqrt":
+            return np.maximum(value, 0.0) ** 2
+        case "log":
+            return np.exp(value)
+        case "none":
+            return value
+
+
+class Evaluation:
+    """See the module."""
+
+    kind = "evaluation"
+
+    def rounds(self, plan: EvaluationPlan, study: Study) -> int:
+        return 1
+
+    def layout(self, plan: EvaluationPlan, study: Study, step: int) -> Layout:
+        if study.phenotype.kind == "binary":
+            return Layout((("cells", (len(subgroups(study)), 2, plan.bins)),))
+        return Layout((("errors", (4,)),))
+
+    def sensitivity(self, plan: EvaluationPlan, study: Study) -> float:
+        return 1.0 if study.phenotype.kind == "binary" else 2.0
+
+    def is_iterative(self, plan: EvaluationPlan, study: Study) -> bool:
+        return True
+
+    def start(self, plan: EvaluationPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
+        model = earlier[plan.of].state
+        if plan.folds:
+            broadcast: Broadcast = {"w": model["fold_w"], "b": model["fold_b"]}
+        else:
+            broadcast = {"w": model["w"][None, :], "b": model["b"]}
+        return Next(dict(broadcast), broadcast)
+
+    def contribution(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
+        w, b = np.asarray(broadcast["w"], dtype=np.float64), np.asarray(broadcast["b"], dtype=np.float64)
+        if study.phenotype.kind == "binary":
+            return self._histogram(plan, study, cohort, w[0], plan.bins)
+        bound = float(plan.error_bound)
+        errors = np.zeros(4)
+        for block in cohort.blocks(plan.part):
+            model = block.fold if plan.folds else np.zeros(len(block.y), dtype=np.int64)
+            fitted = np.einsum("ij,ij->i", block.x, w[model]) + b[model]
+            predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
+            e = np.minimum(np.abs(predicted - actual), bound) / bound
+            within = np.abs(predicted - actual) <= 0.2 * actual
+            errors += [len(e), e.sum(), (e * e).sum(), within.sum()]
+        return {"errors": errors}
+
+    def _histogram(self, plan: EvaluationPlan, study: Study, cohort: Cohort, w: Vector, bins: int) -> Sums:
+        cells = np.zeros((len(subgroups(study)), 2, bins))
+        sd = score_sd(w)
+        inner = edges(bins)[1:-1]
+        for block in cohort.blocks(plan.part):
+            bin_of = np.searchsorted(inner, (block.x @ w) / sd, side="right")
+            np.add.at(cells, (block.strata, (block.y > 0.5).astype(np.int64), bin_of), 1.0)
+        return {"cells": cells}
+
+    def combine(self, plan: EvaluationPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
+        noise_sd = self._noise_sd(plan, study)
+        if study.phenotype.kind == "binary":
+            cells = sums["cells"]
+            sd = score_sd(state["w"][0])
+            result = discrimination(cells.sum(axis=0), noise_sd * np.sqrt(len(cells)), study.publication_floor)
+            result["calibration"] = _calibration(cells.sum(axis=0), sd, float(state["b"][0]), study.publication_floor)
+            result["groups"] = {
+                name: discrimination(cells[g], noise_sd, study.publication_floor)
+                for g, name in enumerate(subgroups(study))
+                if len(cells) > 1
+            }
+            return Finished(result, {})
+        n, e, squared, within = (float(v) for v in sums["errors"])
+        bound = float(plan.error_bound)
+        if n < study.publication_floor:
+            return Finished({"suppressed": f"<{study.publication_floor}"}, {})
+        result = {
+            "mean_absolute_error": e * bound / n,
+            "root_mean_squared_error": float(np.sqrt(max(squared, 0.0) / n)) * bound,
+            "within_20_percent": within / n,
+            "unit": study.phenotype.unit,
+        }
+        if plan.mode == "exact":
+            result["n"] = int(round(n))
+        return Finished(result, {})
+
+    def _noise_sd(self, plan: EvaluationPlan, study: Study) -> float:
+        """Standard deviation of the noise in one opened cell, all sites live; 0 in exact mode."""
+        if plan.mode == "exact":
+            return 0.0
+        from sequester.protocols import privacy  # privacy knows analyses, not the other way at import
+
+        share = privacy.sigma_int(study, plan, privacy.layout(study, plan, 0))
+        return share * float(np.sqrt(len(study.sites))) / float(2**study.aggregation.fraction_bits)
+
+
+def subgroups(study: Study) -> tuple[str, ...]:
+    """Names of the disjoint groups a histogram is split by; one, "all", where the study names none."""
+    return (*study.cohort.subgroup_values, "other") if study.cohort.subgroup is not None else ("all",)
+
+
+def edges(bins: int) -> Vector:
+    """bins + 1 public edges: normal quantiles, the outer two infinite."""
+    return np.asarray(ndtri(np.linspace(0.0, 1.0, bins + 1)), dtype=np.float64)
+
+
+def score_sd(w: Vector) -> float:
+    """The score's standard deviation were the standardised features independent: a public scale for the edges."""
+    return max(float(np.sqrt((w * w).sum())), 1e-12)
+
+
+def discrimination(cells: Vector, noise_sd: float, floor: int) -> Result:
+    """AUC with a 95 % interval, ROC points; below the floor only that.
+
+    cells: (2, bins) of controls and cases, noisy. The interval adds the sampling variance of DeLong et al. 1988, on the
+    binned scores, and the variance of the noise by the delta method. Its coverage is verified in tests/oracles.
+    """
+    controls, cases = cells[0], cells[1]
+    n0, n1 = float(controls.sum()), float(cases.sum())
+    if min(n0, n1) < floor + 2 * noise_sd * np.sqrt(cells.shape[1]):
+        return {"suppressed": f"<{floor}"}
+    below = np.cumsum(controls) - controls / 2  # controls scored lower, ties half
+    above = n1 - (np.cumsum(cases) - cases / 2)  # cases scored higher, ties half
+    f, g = below / n0, above / n1
+    auc = float((cases * f).sum() / n1)
+    sampling = float((np.maximum(cases, 0) * (f - auc) ** 2).sum()) / n1**2
+    sampling += float((np.maximum(controls, 0) * (g - auc) ** 2).sum()) / n0**2
+    noise = noise_sd**2 * float((((f - auc) / n1) ** 2).sum() + (((g - auc) / n0) ** 2).sum())
+    half = 1.959964 * float(np.sqrt(sampling + noise))
+    roc = [
+        [float(np.clip(controls[i:].sum() / n0, 0, 1)), float(np.clip(cases[i:].sum() / n1, 0, 1))]
+        for i in range(len(cases), -1, -1)
+    ]
+    return {"auc": {"value": auc, "low": max(auc - half, 0.0), "high": min(auc + half, 1.0)}, "roc": roc}
+
+
+def _calibration(cells: Vector, sd: float, intercept: float, floor: int) -> list[list[float]]:
+    """[mean predicted, observed] of quarters of the bins whose noisy count reaches the floor."""
+    centres = ndtri((np.arange(cells.shape[1]) + 0.5) / cells.shape[1])
+    predicted = sigmoid(centres * sd + intercept)
+    rows = []
+    for group in np.array_split(np.arange(cells.shape[1]), 10):
+        total, cases = float(cells[:, group].sum()), float(cells[1, group].sum())
+        if total >= 10 * floor:
+            weight = np.maximum(cells[:, group].sum(axis=0), 0)
+            mean = float((weight * predicted[group]).sum() / max(float(weight.sum()), 1e-9))
+            rows.append([mean, float(np.clip(cases / total, 0, 1))])
+    return rows
+
+
+EVALUATION = Evaluation()

@@ -1,0 +1,80 @@
+"""Real vectors as integers in the ring, and back (spec/secure-aggregation.md, section 8).
+
+value -> round to nearest of value * 2^b, signed int64 -> (noise is added here, in integers) -> ring words of w bits, G
+signed lanes of l bits in each. Wrapping is a fault of accuracy, never a leak; head-room is checked when the plan is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sequester.protocols.errors import SiteError
+from sequester.protocols.secagg.messages import RingVector, Words
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Fixed point with `fraction_bits` fractional bits in words of `ring_bits`, `lanes` numbers in each word."""
+
+    ring_bits: int
+    fraction_bits: int
+    lanes: int = 1
+
+    @property
+    def lane_bits(self) -> int:
+        """l: bits for one signed number of a sum."""
+        return self.ring_bits // self.lanes
+
+    def describe(self) -> str:
+        """The codec's name in a task.
+
+        >>> Codec(32, 16).describe()
+        'w32b16g1'
+        """
+        return f"w{self.ring_bits}b{self.fraction_bits}g{self.lanes}"
+
+    def words(self, coordinates: int) -> int:
+        """Ring words for that many numbers."""
+        return -(-coordinates // self.lanes)
+
+    def encode(self, vector: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Nearest multiples of 2^-b as int64; NaN, infinity and anything beyond 2^53 steps are refused (C21)."""
+        scaled = vector * float(2**self.fraction_bits)
+        if not np.isfinite(scaled).all() or (scaled.size and float(np.abs(scaled).max()) >= 2.0**53):  # C21
+            raise SiteError(
+                "a contribution is not finite, or too large for the plan's fraction bits",
+                hint="a fault of the code or of the plan: nothing was sent",
+            )
+        return np.rint(scaled).astype(np.int64)
+
+    def to_ring(self, integers: NDArray[np.int64]) -> RingVector:
+        """uint32 or uint64 (words,): lanes are planar, coordinate k lies in lane k // words."""
+        n_words = self.words(len(integers))
+        word: NDArray[np.uint64] = np.zeros(n_words, dtype=np.uint64)
+        for lane in range(self.lanes):
+            part = integers[lane * n_words : (lane + 1) * n_words].astype(np.uint64)
+            word[: len(part)] += part << np.uint64(lane * self.lane_bits)
+        return RingVector(word.astype(np.uint32) if self.ring_bits == 32 else word)
+
+    def from_sum(self, total: Words, coordinates: int) -> NDArray[np.int64]:
+        """The signed integers of an opened sum, int64 (coordinates,)."""
+        if self.lanes == 1:
+            signed = total.view(np.int32 if self.ring_bits == 32 else np.int64)
+            return signed[:coordinates].astype(np.int64)
+        bits = self.lane_bits
+        half = np.uint64(1 << (bits - 1))
+        shifted = total.astype(np.uint64)
+        for lane in range(self.lanes):
+            shifted = shifted + (half << np.uint64(lane * bits))
+        lanes = [
+            ((shifted >> np.uint64(lane * bits)) & np.uint64((1 << bits) - 1)).astype(np.int64) - np.int64(half)
+            for lane in range(self.lanes)
+        ]
+        return np.concatenate(lanes)[:coordinates]
+
+    def decode(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Real values of a sum of encodings."""
+        return integers / float(2**self.fraction_bits)

@@ -1,0 +1,49 @@
+"""Key streams added to and taken from vectors: AES-256-CTR, one stream a key, never a key twice.
+
+The fused loop keeps one block and one scratch buffer in cache: outer loop over blocks, inner loop over streams
+(spec/secure-aggregation.md, section 11). Words are little-endian, so little-endian hosts only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from sequester.protocols.secagg.messages import Words
+
+if sys.byteorder != "little":
+    raise ImportError("masks are little-endian words: this host is not supported")
+
+BLOCK_BYTES = 512 * 1024
+_ZEROS = bytes(BLOCK_BYTES)
+
+
+def word_type(ring_bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
+    """uint32 or uint64, little-endian."""
+    return np.dtype("<u4") if ring_bits == 32 else np.dtype("<u8")
+
+
+def add_streams(vector: Words, plus: Sequence[bytes], minus: Sequence[bytes] = ()) -> None:
+    """Add the key streams of `plus` and subtract those of `minus`, in place, modulo the word size.
+
+    vector: uint32 or uint64 (words,), contiguous. Keys: 32 bytes each, IV zero: a key belongs to exactly one stream.
+    """
+    streams = [(Cipher(AES(key), CTR(bytes(16))).encryptor(), np.add) for key in plus]
+    streams += [(Cipher(AES(key), CTR(bytes(16))).encryptor(), np.subtract) for key in minus]
+    size = vector.itemsize
+    per_block = BLOCK_BYTES // size
+    buffer = bytearray(BLOCK_BYTES + 15)  # update_into asks for a block more than it writes
+    scratch = np.frombuffer(buffer, dtype=vector.dtype, count=per_block)
+    zeros = memoryview(_ZEROS)
+    for start in range(0, len(vector), per_block):
+        part = vector[start : start + per_block]
+        n_bytes = len(part) * size
+        for stream, operation in streams:
+            stream.update_into(zeros[:n_bytes], buffer)
+            operation(part, scratch[: len(part)], out=part)
+    buffer[:] = bytes(len(buffer))
