@@ -7,18 +7,24 @@ Everything a site or the exchange needs to run a round (features, threshold, noi
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 
 from sequester.protocols.analyses.plan import Number
 from sequester.protocols.analyses.registry import Plan
+from sequester.protocols.errors import RefusalCode, StudyError
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SiteId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{1,31}$")]
@@ -153,6 +159,12 @@ class Study(Strict):
     bundle: Hex32
     expires: Instant
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Study:
+        for fault in _faults(self):
+            raise ValueError(fault)
+        return self
+
     @property
     def site_ids(self) -> tuple[str, ...]:
         """Sites in roster order: ascending by name, index 0 first."""
@@ -171,7 +183,7 @@ class Study(Strict):
 
     def analysis(self, name: str) -> Plan:
         """The plan of that name; `KeyError` where there is none."""
-        return next(plan for plan in self.analyses if plan.name == name)
+        return {plan.name: plan for plan in self.analyses}[name]
 
     def features(self) -> tuple[Feature, ...]:
         """The columns of the design matrix, in order: scores, covariates (categories as indicators), variants."""
@@ -235,9 +247,123 @@ def _column_features(column: Column) -> Sequence[Feature]:
     ]
 
 
+CONDITION = re.compile(r"^([A-Za-z][A-Za-z0-9_.-]{0,63})\s*(==|!=|>=|<=|>|<)\s*(\S.*)$")
+_COMPLEMENT = {"A": "T", "T": "A", "C": "G", "G": "C"}
+
+
+def _faults(study: Study) -> Iterator[str]:
+    """What the fields, each valid by itself, say against each other; the first one is enough to refuse."""
+    names = [site.id for site in study.sites]
+    if len(names) < 3:
+        yield f"{len(names)} sites: a secure sum needs at least 3"
+    if len(set(names)) < len(names) or len({site.key for site in study.sites}) < len(names):
+        yield "a site or a key is named twice"
+    if study.n_max < study.n0:
+        yield f"n_max {study.n_max} is below n0 {study.n0}"
+    for code in study.purpose:
+        if not re.fullmatch(r"DUO:\d{7}", code):
+            yield f"purpose `{code}` is not a DUO code (DUO:0000007)"
+    columns = [study.phenotype, *study.covariates]
+    if len({c.name for c in columns}) < len(columns):
+        yield "a column is named twice"
+    for column in columns:
+        if column.kind == "quantitative" and (
+            column.lower is None or column.upper is None or column.lower >= column.upper
+        ):
+            yield f"column {column.name} is quantitative and declares no bounds lower < upper"
+        if column.kind == "binary" and len(column.values) not in (0, 2):
+            yield f"column {column.name} is binary: `values` are the two codings, other then one"
+        if column.kind == "category" and len(column.values) < 2:
+            yield f"column {column.name} is a category with fewer than two values"
+    if study.phenotype.kind == "category":
+        yield "a phenotype is binary or quantitative"
+    if len({v.id for v in study.variants}) < len(study.variants):
+        yield "a variant is named twice"
+    for v in study.variants:
+        if not 0 < v.frequency < 1:
+            yield f"variant {v.id}: public frequency {v.frequency} is not between 0 and 1"
+        if v.effect == v.other or _COMPLEMENT.get(v.effect) == v.other:
+            yield f"variant {v.id}: {v.effect}/{v.other} is palindromic or one allele; such variants are not used"
+    for condition in study.cohort.where:
+        if not CONDITION.match(condition):
+            yield f"cohort condition `{condition}` is not `column operator value`"
+    seen: set[str] = set()
+    for plan in study.analyses:
+        if plan.name in seen:
+            yield f"analysis {plan.name} is named twice"
+        of = getattr(plan, "of", None)
+        if of is not None and of not in seen:
+            yield f"analysis {plan.name} is of `{of}`, which does not come before it"
+        seen.add(plan.name)
+    if not study.analyses or not study.features():
+        yield "a study needs at least one analysis and one feature"
+
+
 def is_study_digest(text: str) -> bool:
     """True for 64 lower-case hex digits."""
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+class _CoreSchema(SafeConstructor):
+    """YAML 1.2 core schema: `NO` is a string, a number with a point is read from its own digits as a Decimal."""
+
+
+def _decimal_of(loader: _CoreSchema, node: ScalarNode) -> Decimal:
+    try:
+        return Decimal(node.value)
+    except ArithmeticError:
+        raise ConstructorError(None, None, f"`{node.value}` is not a decimal number", node.start_mark) from None
+
+
+_CoreSchema.add_constructor("tag:yaml.org,2002:float", _decimal_of)
+_CoreSchema.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def read_study(text: str) -> Study:
+    """The study in a `study.yaml`; a `StudyError` that names line or field, what was found and what was expected."""
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 2)
+    reader.Constructor = _CoreSchema
+    reader.allow_duplicate_keys = False
+    try:
+        value = reader.load(text)
+    except DuplicateKeyError as error:
+        raise StudyError(f"a key stands twice: {_where(error)}", hint="keep one of the two") from None
+    except YAMLError as error:
+        raise StudyError(f"this is not YAML: {_where(error)}", hint="correct the line") from None
+    if not isinstance(value, dict):
+        raise StudyError(
+            "this YAML is not a study: a mapping was expected", hint="`sequester-server study new` writes one"
+        )
+    return validated(value)
+
+
+def _where(error: YAMLError) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0]
+
+
+def parse_study(canonical_json: bytes) -> Study:
+    """The study of signed bytes."""
+    try:
+        value = json.loads(canonical_json)
+    except ValueError:
+        raise StudyError("these bytes are not a study", code=RefusalCode.STUDY) from None
+    return validated(value)
+
+
+def validated(value: object) -> Study:
+    """The study of a JSON-like value; the first fault of its fields as a `StudyError`."""
+    try:
+        return Study.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "study"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise StudyError(
+            f"{where}: {message}", hint="`sequester-server study check` names the first fault", code=RefusalCode.STUDY
+        ) from None
 
 
 def study_json(study: Study) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""A frozen cohort store as the analyses see it: standardised features by public constants, in blocks of patients.
+
+The store was written by `ingest`; its manifest names the SHA-256 of every file, and a store whose bytes changed is
+refused. Dosages stay int8 or float32 on disk and in memory; a block is converted to float64 once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sequester.protocols.analyses.cohort import Block, Part
+from sequester.protocols.errors import SiteError
+from sequester.protocols.study import Study
+
+ROWS = 4096
+
+
+class StoredCohort:
+    """`Cohort` over the files of one store."""
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        manifest = _manifest(folder)
+        for name, expected in manifest["files"].items():
+            if _sha256(folder / name) != expected:
+                raise SiteError(
+                    f"{name} of the frozen cohort changed since it was frozen",
+                    hint="freeze it again and approve again: `sequester-client data freeze`",
+                )
+        self._study = study
+        self._features = study.features()
+        self._dosage: NDArray[Any] = np.load(folder / "dosage.npy", mmap_mode="r")  # (patients, variants), -9 missing
+        self._table: NDArray[np.float64] = np.load(
+            folder / "table.npy"
+        )  # (patients, scores and covariates), NaN missing
+        self._outcome: NDArray[np.float64] = np.load(folder / "outcome.npy")
+        self._split: NDArray[np.int64] = np.load(folder / "split.npy")  # (patients, 3): held out, fold, stratum
+        n_variants = sum(f.kind == "variant" for f in self._features)
+        if self._dosage.shape[1] != n_variants or self._table.shape[1] != len(self._features) - n_variants:
+            raise SiteError("the frozen cohort holds other columns than the study names", hint="freeze it again")
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        """Blocks of at most 4,096 patients of one part, in the order they were frozen."""
+        chosen = np.arange(len(self._outcome))
+        if part != "all":
+            chosen = np.flatnonzero(self._split[:, 0] == (1 if part == "test" else 0))
+        n_table = self._table.shape[1]
+        centre = np.array([f.centre for f in self._features])
+        scale = np.array([f.scale for f in self._features])
+        for start in range(0, len(chosen), ROWS):
+            rows = chosen[start : start + ROWS]
+            x = np.empty((len(rows), len(self._features)))  # (rows, features)
+            x[:, :n_table] = self._table[rows]
+            dosage = np.asarray(self._dosage[rows], dtype=np.float64)
+            dosage[dosage < 0] = np.nan
+            x[:, n_table:] = dosage
+            x = (x - centre) / scale
+            x[np.isnan(x)] = 0.0  # missing: the public mean, 0 after standardising
+            yield Block(x, self._outcome[rows].copy(), self._split[rows, 1], self._split[rows, 2])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise SiteError(
+            "there is no frozen cohort for this study", hint="`sequester-client data freeze STUDY` makes it"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+        raise SiteError("the frozen cohort's manifest is of an unknown format", hint="freeze it again")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()

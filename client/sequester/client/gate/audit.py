@@ -1,0 +1,73 @@
+"""Whether a ledger is whole: its chain, its signatures, and what others witnessed of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sequester.client.gate.ledger import GENESIS, Ledger
+from sequester.protocols.signing import sha256, sign_document
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`bad` is the number of the first bad entry, 0 where the whole chain holds; `sentence` says what was found."""
+
+    bad: int
+    sentence: str
+
+
+def verify(ledger: Ledger, witnessed: list[tuple[int, bytes]]) -> Finding:
+    """The first thing that is wrong with a ledger.
+
+    `witnessed` are heads (number, hash) this data set once signed and others kept: they notice a cut tail, a rewritten
+    chain and a restored copy, which a chain alone cannot.
+    """
+    previous, expected, key = GENESIS, 1, None
+    for row in ledger.rows():
+        if key is None:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(row.body["key"]))
+        if row.seq != expected or row.body["seq"] != expected:
+            return Finding(expected, f"entry {expected} is missing")
+        if row.body["previous"] != previous.hex() or bytes.fromhex(sha256(row.raw)) != row.hash:
+            return Finding(expected, f"entry {expected} was changed, or does not follow the one before it")
+        try:
+            key.verify(row.signature, b"sequester-ledger/v1/" + row.hash)
+        except InvalidSignature:
+            return Finding(expected, f"entry {expected} is not signed by this data set's key")
+        previous, expected = row.hash, expected + 1
+    for counter, head in sorted(witnessed):
+        held = ledger.head_at(counter)
+        if held is None:
+            return Finding(
+                expected, f"others hold your signature on entry {counter}; this ledger ends at {expected - 1}"
+            )
+        if held != head:
+            return Finding(counter, f"entry {counter} is not the one that others hold your signature on")
+    return Finding(0, f"{expected - 1} entries, whole; {len(witnessed)} witnessed heads agree")
+
+
+def witnesses(consortia: list[Path], data_set: str) -> list[tuple[int, bytes]]:
+    """Heads of this data set that the site's own and its peers' records hold, from every consortium folder."""
+    heads = []
+    for folder in consortia:
+        path = folder / "witness.json"
+        if path.exists():
+            rows = json.loads(path.read_text("utf-8"))
+            heads += [(int(r["counter"]), bytes.fromhex(r["head"])) for r in rows if r["data_set"] == data_set]
+    return heads
+
+
+def export(ledger: Ledger, key: Ed25519PrivateKey) -> bytes:
+    """One signed file with every row; `deploy/verify_ledger.py` checks it without this program."""
+    rows = [
+        {"body": row.raw.decode(), "hash": row.hash.hex(), "signature": row.signature.hex()} for row in ledger.rows()
+    ]
+    counter, head = ledger.head()
+    return sign_document(
+        "audit", {"data_set": ledger.data_set, "counter": counter, "head": head.hex(), "rows": rows}, key
+    )
