@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def frames(message: m.Message) -> Iterator[pb.Frame]:
             yield pb.Frame(round_start=_round_start(message, len(message.broadcast)))
             yield from _chunks(memoryview(message.broadcast))
         case m.MaskedInput():
-            data = memoryview(message.y).cast("B")
+            data = np.ascontiguousarray(message.y).data.cast("B")  # no copy: it is contiguous
             header = pb.MaskedInput(
                 index=message.index, ctx=message.ctx, salt=message.salt, commit=message.commit,
                 seals=[pb.Sealed(to=j, box=box) for j, box in sorted(message.seals.items())],
@@ -279,7 +280,7 @@ def _index(value: int) -> int:
 
 
 def _ascending(values: Sequence[int]) -> tuple[int, ...]:
-    if len(values) > MAX_SITES or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+    if len(values) > MAX_SITES or any(a >= b for a, b in pairwise(values)):
         raise PeerError("site indices are not ascending and distinct")
     return tuple(_index(v) for v in values)
 
