@@ -20,7 +20,7 @@ import numpy as np
 
 from sequester.protocols.errors import PeerError
 from sequester.protocols.secagg import keys, masks, shamir
-from sequester.protocols.secagg.member import _adv_from_json, _adv_json, _task_from_json, _task_json
+from sequester.protocols.secagg.member import adv_from_json, adv_json, task_from_json, task_json
 from sequester.protocols.secagg.messages import (
     Abandoned,
     Ack,
@@ -106,6 +106,11 @@ class Aggregator:
         """t, from the roster size."""
         return keys.threshold(len(self.params.roster), self.params.max_corrupt)
 
+    @property
+    def open_task(self) -> Task | None:
+        """The task of the open round, None where none is open."""
+        return self._round.start.task if self._round is not None else None
+
     def knows(self, advertisements: Iterable[KeyAdvertisement]) -> None:
         """Advertisements journalled in earlier studies: what a peer's `seen` may point at."""
         for adv in advertisements:
@@ -170,7 +175,7 @@ class Aggregator:
         self.last_round = number
         self.state = "COLLECTING"
         row = {"round": number, "active": list(active), "length": length, "coordinates": coordinates}
-        record = _record("round", {**row, "task": _task_json(task)}, broadcast)
+        record = _record("round", {**row, "task": task_json(task)}, broadcast)
         return [Persist(record), *(Send(self._start_for(i), i) for i in active), self._clock()]
 
     def deadline(self, token: int) -> list[Effect]:
@@ -244,7 +249,7 @@ class Aggregator:
             return []
         self._advs[sender] = adv
         self._known_advs[keys.seen_hash(adv)] = adv
-        record = Persist(_record("adv", _adv_json(adv)))
+        record = Persist(_record("adv", adv_json(adv)))
         if len(self._advs) < len(self.params.roster):
             return [record]
         self.state = "RATIFYING"
@@ -573,7 +578,7 @@ class Aggregator:
     def _replay(self, row: dict[str, Any], payload: bytes) -> None:
         match row["kind"]:
             case "adv":
-                adv = _adv_from_json(row)
+                adv = adv_from_json(row)
                 self._advs[adv.index] = adv
                 self._known_advs[keys.seen_hash(adv)] = adv
                 if len(self._advs) == len(self.params.roster):
@@ -589,7 +594,7 @@ class Aggregator:
                 self.state = "READY"
                 self.start_round(
                     row["round"], tuple(row["active"]), row["length"], row["coordinates"],
-                    _task_from_json(row["task"]), payload,
+                    task_from_json(row["task"]), payload,
                 )  # fmt: skip
             case "closed" | "abandoned":
                 self._round = None

@@ -239,7 +239,7 @@ class Member:
         )
         self._adv = replace(unsigned, signature=self._sign(keys.advertisement_bytes(unsigned)))
         self.state = "ADVERTISED"
-        record = {"epoch": asked.epoch, "kx": self._kx.private_bytes_raw().hex(), "adv": _adv_json(self._adv)}
+        record = {"epoch": asked.epoch, "kx": self._kx.private_bytes_raw().hex(), "adv": adv_json(self._adv)}
         return [Persist(_record("params", record)), Send(self._adv)]
 
     def _roster(self, message: Roster) -> list[Effect]:
@@ -337,7 +337,7 @@ class Member:
         self._enter(start, admission, charged=charge is not None)
         record = {
             "round": start.round, "ctx": self._current.ctx.hex(), "active": list(start.active), "length": start.length,
-            "task": _task_json(start.task), "position": admission.position, "exact": admission.exact,
+            "task": task_json(start.task), "position": admission.position, "exact": admission.exact,
             "charged": charge is not None,
         }  # fmt: skip
         self._awaited = Contribute(
@@ -588,7 +588,7 @@ class Member:
             self.last_round = target.number  # C9
             record = {
                 "round": target.number, "ctx": target.ctx.hex(), "active": list(target.active), "length": target.length,
-                "task": _task_json(target.task),
+                "task": task_json(target.task),
             }  # fmt: skip
             effects.append(Persist(_record("missed", record)))
         seeds = {j: keys.mask_key(self._pairs[j], message.ctx) for j in message.wanted}
@@ -671,7 +671,7 @@ class Member:
             case "params":
                 self._params = replace(self._params, epoch=row["epoch"])
                 self._kx = X25519PrivateKey.from_private_bytes(bytes.fromhex(row["kx"]))
-                self._adv = _adv_from_json(row["adv"])
+                self._adv = adv_from_json(row["adv"])
                 self.state = "ADVERTISED"
             case "roster":
                 assert self._kx is not None
@@ -688,14 +688,14 @@ class Member:
             case "unheld":
                 self.state = "READY"
             case "round":
-                task = _task_from_json(row["task"])
+                task = task_from_json(row["task"])
                 active = tuple(row["active"])
                 start = RoundStart(self.session_id, row["round"], active, row["length"], 0, task, b"")
                 self._enter(start, Admission(0, row["position"], row["exact"]), charged=row["charged"])
             case "missed":
                 active = tuple(row["active"])
                 floor = keys.floor(self._params, len(active))
-                task = _task_from_json(row["task"])
+                task = task_from_json(row["task"])
                 self._round = _Round(row["round"], bytes.fromhex(row["ctx"]), active, row["length"], floor, task)
                 self.last_round = row["round"]
             case "input":
@@ -731,28 +731,28 @@ def _record(kind: str, row: dict[str, Any]) -> bytes:
     return json.dumps({"kind": kind, **row}, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _adv_json(adv: KeyAdvertisement) -> dict[str, Any]:
+def adv_json(adv: KeyAdvertisement) -> dict[str, Any]:
     return {
         "index": adv.index, "session_id": adv.session_id.hex(), "kx": adv.kx.hex(), "data_set": adv.data_set,
         "counter": adv.counter, "head": adv.head.hex(), "signature": adv.signature.hex(),
     }  # fmt: skip
 
 
-def _adv_from_json(row: dict[str, Any]) -> KeyAdvertisement:
+def adv_from_json(row: dict[str, Any]) -> KeyAdvertisement:
     return KeyAdvertisement(
         row["index"], bytes.fromhex(row["session_id"]), bytes.fromhex(row["kx"]), row["data_set"], row["counter"],
         bytes.fromhex(row["head"]), bytes.fromhex(row["signature"]),
     )  # fmt: skip
 
 
-def _task_json(task: Task) -> list[Any]:
+def task_json(task: Task) -> list[Any]:
     return [
         task.study_digest.hex(), task.analysis, task.step, task.attempt, task.broadcast.hex(), task.layout.hex(),
         task.codec, task.clip, task.noise, task.event,
     ]  # fmt: skip
 
 
-def _task_from_json(row: list[Any]) -> Task:
+def task_from_json(row: list[Any]) -> Task:
     study, analysis, step, attempt, broadcast, layout, codec, clip, noise, event = row
     return Task(
         bytes.fromhex(study), analysis, step, attempt, bytes.fromhex(broadcast), bytes.fromhex(layout), codec, clip,

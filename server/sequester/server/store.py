@@ -1,0 +1,192 @@
+"""What the exchange remembers: one SQLite file, durable before anything is answered, one process at a time.
+
+Signed documents, decisions, the aggregators' journals, closed rounds, results, receipts. Masked vectors are not kept
+beyond their round; nothing in here can open one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sequester.protocols.errors import StudyError
+from sequester.protocols.states import StudyState, advance
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS studies (
+    digest TEXT PRIMARY KEY, document BLOB NOT NULL, bundle BLOB NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
+    run_id TEXT NOT NULL, epoch INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS decisions (digest TEXT, site TEXT, role TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site, role));
+CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, record BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (
+    digest TEXT, number INTEGER, analysis TEXT, step INTEGER, attempt INTEGER, state BLOB, facts TEXT NOT NULL,
+    PRIMARY KEY (digest, number)
+);
+CREATE TABLE IF NOT EXISTS finished (digest TEXT, analysis TEXT, result TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (digest, analysis));
+CREATE TABLE IF NOT EXISTS results (digest TEXT PRIMARY KEY, json BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS receipts (digest TEXT, site TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site));
+CREATE TABLE IF NOT EXISTS advertisements (key BLOB, data_set TEXT, counter INTEGER, row TEXT NOT NULL, PRIMARY KEY (key, data_set, counter));
+CREATE TABLE IF NOT EXISTS invitations (site TEXT PRIMARY KEY, secret_sha256 BLOB NOT NULL, expires INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS enrolments (
+    site TEXT PRIMARY KEY, state TEXT NOT NULL, secret_sha256 BLOB NOT NULL, request BLOB NOT NULL, certificate BLOB NOT NULL,
+    member BLOB NOT NULL, skew_ms INTEGER NOT NULL
+);
+"""
+
+
+class Store:
+    """The exchange's database under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise StudyError(f"another exchange runs on {folder}", hint="stop it first; nothing was changed") from None
+        self.db = sqlite3.connect(folder / "store.db", isolation_level=None, check_same_thread=False)
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=FULL")
+        self.db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close and release the lock."""
+        self.db.close()
+        os.close(self._lock)
+
+    # ---- studies ------------------------------------------------------------------------------------------------
+
+    def publish(self, digest: str, document: bytes, bundle: bytes) -> None:
+        """Keep a signed study; publishing the same bytes again changes nothing."""
+        self.db.execute(
+            "INSERT OR IGNORE INTO studies VALUES (?, ?, ?, ?, '', '', 0)",
+            (digest, document, bundle, StudyState.PUBLISHED.value),
+        )
+
+    def study(self, digest: str) -> tuple[bytes, bytes]:
+        """(signed document, bundle); `StudyError` where there is none."""
+        row = self.db.execute("SELECT document, bundle FROM studies WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            raise StudyError(f"no study {digest[:12]} here", hint="publish it first")
+        return row[0], row[1]
+
+    def digests(self) -> list[str]:
+        """Every study, oldest first."""
+        return [row[0] for row in self.db.execute("SELECT digest FROM studies ORDER BY rowid")]
+
+    def state(self, digest: str) -> StudyState:
+        """Where the study stands."""
+        row = self.db.execute("SELECT state FROM studies WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            raise StudyError(f"no study {digest[:12]} here", hint="publish it first")
+        return StudyState(row[0])
+
+    def reason(self, digest: str) -> str:
+        """Why a study ended as it did."""
+        return str(self.db.execute("SELECT reason FROM studies WHERE digest = ?", (digest,)).fetchone()[0])
+
+    def move(self, digest: str, event: str, reason: str = "") -> StudyState:
+        """Advance the study by one event of the table in `protocols/states.py`."""
+        state = advance(self.state(digest), event)
+        self.db.execute("UPDATE studies SET state = ?, reason = ? WHERE digest = ?", (state.value, reason, digest))
+        return state
+
+    def set_run(self, digest: str, run_id: str, epoch: int) -> None:
+        """The Flower run that dispatches the study, and the session's epoch."""
+        self.db.execute("UPDATE studies SET run_id = ?, epoch = ? WHERE digest = ?", (run_id, epoch, digest))
+
+    def run(self, digest: str) -> tuple[str, int]:
+        """(Flower run id or "", epoch)."""
+        row = self.db.execute("SELECT run_id, epoch FROM studies WHERE digest = ?", (digest,)).fetchone()
+        return str(row[0]), int(row[1])
+
+    def decide(self, digest: str, site: str, role: str, document: bytes) -> None:
+        """Keep a site's approval (by role) or refusal (role "refusal")."""
+        self.db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?)", (digest, site, role, document))
+
+    def decisions(self, digest: str) -> dict[str, list[str]]:
+        """Site -> roles that decided; "refusal" among them is a no."""
+        found: dict[str, list[str]] = {}
+        for site, role in self.db.execute("SELECT site, role FROM decisions WHERE digest = ? ORDER BY site", (digest,)):
+            found.setdefault(site, []).append(role)
+        return found
+
+    # ---- rounds -------------------------------------------------------------------------------------------------
+
+    def append(self, digest: str, record: bytes) -> None:
+        """One journal record of a study's aggregator."""
+        self.db.execute("INSERT INTO journal (digest, record) VALUES (?, ?)", (digest, record))
+
+    def records(self, digest: str) -> list[bytes]:
+        """The journal of a study, oldest first."""
+        return [r for (r,) in self.db.execute("SELECT record FROM journal WHERE digest = ? ORDER BY seq", (digest,))]
+
+    def close_round(
+        self, digest: str, number: int, analysis: str, step: int, attempt: int, state: bytes, facts: dict[str, Any]
+    ) -> None:
+        """A round whose sum was combined: what the next one starts from. Its journalled broadcast is not needed again."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (digest, number, analysis, step, attempt, state, json.dumps(facts)),
+        )
+
+    def last_closed(self, digest: str) -> tuple[int, str, int, bytes] | None:
+        """(number, analysis, step, state) of the last closed round, None where there is none."""
+        row: tuple[int, str, int, bytes] | None = self.db.execute(
+            "SELECT number, analysis, step, state FROM rounds WHERE digest = ? ORDER BY number DESC LIMIT 1", (digest,)
+        ).fetchone()
+        return row
+
+    def facts(self, digest: str) -> list[dict[str, Any]]:
+        """What is known of each closed round: timings, bytes, survivors, noise on the padding."""
+        query = "SELECT number, analysis, step, attempt, facts FROM rounds WHERE digest = ? ORDER BY number"
+        return [
+            {"round": n, "analysis": a, "step": s, "attempt": t, **json.loads(f)}
+            for n, a, s, t, f in self.db.execute(query, (digest,))
+        ]
+
+    def finish(self, digest: str, analysis: str, result: dict[str, Any], state: bytes) -> None:
+        """The result of one analysis."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)", (digest, analysis, json.dumps(result), state)
+        )
+
+    def finished(self, digest: str) -> dict[str, tuple[dict[str, Any], bytes]]:
+        """Analysis -> (result, state)."""
+        query = "SELECT analysis, result, state FROM finished WHERE digest = ?"
+        return {a: (json.loads(r), s) for a, r, s in self.db.execute(query, (digest,))}
+
+    def set_results(self, digest: str, data: bytes) -> None:
+        """results.json of a study."""
+        self.db.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (digest, data))
+
+    def results(self, digest: str) -> bytes | None:
+        """results.json, None before the study is done."""
+        row = self.db.execute("SELECT json FROM results WHERE digest = ?", (digest,)).fetchone()
+        return row[0] if row is not None else None
+
+    def set_receipt(self, digest: str, site: str, document: bytes) -> None:
+        """A site's signed receipt."""
+        self.db.execute("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?)", (digest, site, document))
+
+    def receipts(self, digest: str) -> dict[str, bytes]:
+        """Site -> receipt document."""
+        return dict(self.db.execute("SELECT site, document FROM receipts WHERE digest = ?", (digest,)).fetchall())
+
+    def witness(self, key: bytes, data_set: str, counter: int, row: dict[str, Any]) -> None:
+        """Keep an advertisement: what a later study's peers may point at when a ledger was rolled back."""
+        self.db.execute(
+            "INSERT OR REPLACE INTO advertisements VALUES (?, ?, ?, ?)", (key, data_set, counter, json.dumps(row))
+        )
+
+    def witnessed(self) -> Iterator[dict[str, Any]]:
+        """Every advertisement ever seen."""
+        for (row,) in self.db.execute("SELECT row FROM advertisements"):
+            yield json.loads(row)
