@@ -15,6 +15,9 @@ def exact_decimal(value: object) -> Decimal:
         raise ValueError(f"{value!r} is not a decimal number") from None
     if not number.is_finite():
         raise ValueError(f"{value!r} is not finite")
+    if abs(number.adjusted()) > 30 or len(number.as_tuple().digits) > 60:
+        # 1e999999999 is ten characters here and a gigabyte of zeros in the signed text
+        raise ValueError(f"{str(value)[:40]!r} has too many digits")
     return number
 
 

@@ -68,8 +68,13 @@ class Document:
     raw: bytes
 
     @property
+    def body_bytes(self) -> bytes:
+        """The canonical bytes of the body: what `digest` is taken of."""
+        return canonical(self.body)
+
+    @property
     def digest(self) -> str:
-        return sha256(canonical(self.body))
+        return sha256(self.body_bytes)
 
 
 def sign_document(kind: str, body: dict[str, Any], key: Ed25519PrivateKey) -> bytes:
@@ -96,15 +101,17 @@ def open_document(data: bytes, kind: str, signer: bytes | None) -> Document:
         fields = {key: value[key] for key in ("format", "kind", "body", "signer", "signature")}
         named, signature = bytes.fromhex(fields["signer"]), bytes.fromhex(fields["signature"])
         exact = isinstance(fields["body"], dict) and len(value) == 5 and canonical(value) == bytes(data)
-    except (ValueError, KeyError, TypeError):
+        exact = exact and (fields["signer"], fields["signature"]) == (named.hex(), signature.hex())
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StudyError(
             "this is not a signed document", hint="fetch it again from whoever published it", code=RefusalCode.STUDY
         ) from None
-    if fields["format"] != 1 or fields["kind"] != kind:
+    is_format_1 = type(fields["format"]) is int and fields["format"] == 1  # JSON `true` equals 1 in Python
+    if not is_format_1 or fields["kind"] != kind:
         raise StudyError(
-            f"a document of format {fields['format']}, kind `{fields['kind']}`; expected format 1, kind `{kind}`",
-            hint="a newer format needs a newer program",
-            code=RefusalCode.VERSION if fields["format"] != 1 else RefusalCode.STUDY,
+            f"a document of format {fields['format']!r:.20}, kind {fields['kind']!r:.20}; expected format 1, kind `{kind}`",
+            hint="a newer format needs a newer program" if not is_format_1 else "this is another kind of document",
+            code=RefusalCode.STUDY if is_format_1 else RefusalCode.VERSION,
         )
     if signer is not None and named != signer:
         raise StudyError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,11 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from sequester.protocols.analyses.plan import Number
 from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.errors import RefusalCode, StudyError
+from sequester.protocols.faults import CONDITION as CONDITION
+from sequester.protocols.faults import INSTANT, faults
+from sequester.protocols.signing import canonical
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SiteId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{1,31}$")]
@@ -68,8 +71,8 @@ class Column(Strict):
 class Variant(Strict):
     """A panel row: forward-strand alleles, the counted (effect) allele is `effect`; `frequency` is the public one."""
 
-    id: str
-    chromosome: str
+    id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,80}$")]
+    chromosome: Annotated[str, StringConstraints(pattern=r"^([1-9]|1[0-9]|2[0-2])$")]
     position: int = Field(gt=0, lt=2**31)
     effect: Annotated[str, StringConstraints(pattern=r"^[ACGT]+$")]
     other: Annotated[str, StringConstraints(pattern=r"^[ACGT]+$")]
@@ -153,7 +156,7 @@ class Study(Strict):
     privacy: Privacy
     n0: int = Field(gt=0)
     n_max: int = Field(gt=0)
-    spare_attempts: int | None = None
+    spare_attempts: int | None = Field(default=None, ge=0, le=1000)
     aggregation: Aggregation
     sites: tuple[StudySite, ...]
     bundle: Hex32
@@ -161,7 +164,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Study:
-        for fault in _faults(self):
+        for fault in faults(self):
             raise ValueError(fault)
         return self
 
@@ -179,7 +182,7 @@ class Study(Strict):
     @property
     def expires_at(self) -> datetime:
         """The study's last moment, UTC."""
-        return datetime.strptime(self.expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return datetime.strptime(self.expires, INSTANT).replace(tzinfo=UTC)
 
     def analysis(self, name: str) -> Plan:
         """The plan of that name; `KeyError` where there is none."""
@@ -247,58 +250,6 @@ def _column_features(column: Column) -> Sequence[Feature]:
     ]
 
 
-CONDITION = re.compile(r"^([A-Za-z][A-Za-z0-9_.-]{0,63})\s*(==|!=|>=|<=|>|<)\s*(\S.*)$")
-_COMPLEMENT = {"A": "T", "T": "A", "C": "G", "G": "C"}
-
-
-def _faults(study: Study) -> Iterator[str]:
-    """What the fields, each valid by itself, say against each other; the first one is enough to refuse."""
-    names = [site.id for site in study.sites]
-    if len(names) < 3:
-        yield f"{len(names)} sites: a secure sum needs at least 3"
-    if len(set(names)) < len(names) or len({site.key for site in study.sites}) < len(names):
-        yield "a site or a key is named twice"
-    if study.n_max < study.n0:
-        yield f"n_max {study.n_max} is below n0 {study.n0}"
-    for code in study.purpose:
-        if not re.fullmatch(r"DUO:\d{7}", code):
-            yield f"purpose `{code}` is not a DUO code (DUO:0000007)"
-    columns = [study.phenotype, *study.covariates]
-    if len({c.name for c in columns}) < len(columns):
-        yield "a column is named twice"
-    for column in columns:
-        if column.kind == "quantitative" and (
-            column.lower is None or column.upper is None or column.lower >= column.upper
-        ):
-            yield f"column {column.name} is quantitative and declares no bounds lower < upper"
-        if column.kind == "binary" and len(column.values) not in (0, 2):
-            yield f"column {column.name} is binary: `values` are the two codings, other then one"
-        if column.kind == "category" and len(column.values) < 2:
-            yield f"column {column.name} is a category with fewer than two values"
-    if study.phenotype.kind == "category":
-        yield "a phenotype is binary or quantitative"
-    if len({v.id for v in study.variants}) < len(study.variants):
-        yield "a variant is named twice"
-    for v in study.variants:
-        if not 0 < v.frequency < 1:
-            yield f"variant {v.id}: public frequency {v.frequency} is not between 0 and 1"
-        if v.effect == v.other or _COMPLEMENT.get(v.effect) == v.other:
-            yield f"variant {v.id}: {v.effect}/{v.other} is palindromic or one allele; such variants are not used"
-    for condition in study.cohort.where:
-        if not CONDITION.match(condition):
-            yield f"cohort condition `{condition}` is not `column operator value`"
-    seen: set[str] = set()
-    for plan in study.analyses:
-        if plan.name in seen:
-            yield f"analysis {plan.name} is named twice"
-        of = getattr(plan, "of", None)
-        if of is not None and of not in seen:
-            yield f"analysis {plan.name} is of `{of}`, which does not come before it"
-        seen.add(plan.name)
-    if not study.analyses or not study.features():
-        yield "a study needs at least one analysis and one feature"
-
-
 def is_study_digest(text: str) -> bool:
     """True for 64 lower-case hex digits."""
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
@@ -320,49 +271,87 @@ _CoreSchema.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.const
 
 
 def read_study(text: str) -> Study:
-    """The study in a `study.yaml`; a `StudyError` that names line or field, what was found and what was expected."""
-    reader = YAML(typ="safe", pure=True)
-    reader.version = (1, 2)
-    reader.Constructor = _CoreSchema
-    reader.allow_duplicate_keys = False
+    """The study in a `study.yaml`; a `StudyError` that names line and field, what was found and what was expected."""
+    if text.lstrip("\ufeff").startswith("%"):
+        raise StudyError(
+            "line 1: a YAML directive", hint="leave it out: a study is read as YAML 1.2, where NO is a word"
+        )
     try:
-        value = reader.load(text)
+        value = _yaml().load(text)
+        if not isinstance(value, dict):
+            raise StudyError(
+                "this YAML is not a study: a mapping was expected", hint="`sequester-server study new` writes one"
+            )
+        return validated(value, text)
     except DuplicateKeyError as error:
         raise StudyError(f"a key stands twice: {_where(error)}", hint="keep one of the two") from None
     except YAMLError as error:
         raise StudyError(f"this is not YAML: {_where(error)}", hint="correct the line") from None
-    if not isinstance(value, dict):
-        raise StudyError(
-            "this YAML is not a study: a mapping was expected", hint="`sequester-server study new` writes one"
-        )
-    return validated(value)
+    except RecursionError:
+        raise StudyError("this YAML is nested too deeply", hint="a study is at most six levels deep") from None
+
+
+def _yaml() -> YAML:
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 2)
+    reader.Constructor = _CoreSchema
+    reader.allow_duplicate_keys = False
+    return reader
 
 
 def _where(error: YAMLError) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
+        return f"line {error.problem_mark.line + 1}: {str(error.problem).split(' with value')[0]}"
     return str(error).splitlines()[0]
 
 
+def _line(text: str, loc: tuple[int | str, ...]) -> str:
+    """`line 12: ` of the innermost node of `loc` that stands in the text; the model's own tags are passed over."""
+    node = _yaml().compose(text)
+    for part in loc:
+        if isinstance(node, MappingNode):
+            node = next((value for key, value in node.value if key.value == str(part)), node)
+        elif isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+    return f"line {node.start_mark.line + 1}: "
+
+
 def parse_study(canonical_json: bytes) -> Study:
-    """The study of signed bytes."""
+    """The study of signed bytes; bytes that are not the one spelling of the study they mean are refused.
+
+    Two spellings of one study would have two digests, and an approval of one would not cover the other.
+    """
     try:
         value = json.loads(canonical_json)
-    except ValueError:
-        raise StudyError("these bytes are not a study", code=RefusalCode.STUDY) from None
-    return validated(value)
+    except (ValueError, RecursionError):
+        raise StudyError("these bytes are not a study", hint="fetch it again", code=RefusalCode.STUDY) from None
+    study = validated(value)
+    if canonical(study_json(study)) != bytes(canonical_json):
+        raise StudyError(
+            "these bytes are not the canonical form of the study they hold",
+            hint="`sequester-server study sign` writes it; a study signed by hand is not accepted",
+            code=RefusalCode.STUDY,
+        )
+    return study
 
 
-def validated(value: object) -> Study:
-    """The study of a JSON-like value; the first fault of its fields as a `StudyError`."""
+def validated(value: object, text: str = "") -> Study:
+    """The study of a JSON-like value; its first fault as a `StudyError`, with the line where it was read from `text`."""
     try:
         return Study.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "study"
         message = str(first["msg"]).removeprefix("Value error, ")
+        found = first["input"]
+        if first["type"] not in ("value_error", "missing") and isinstance(found, str | int | Decimal | None):
+            message += f"; found `{str(found)[:40]}`"
+        line = _line(text, first["loc"]) if text and first["loc"] else ""
+        more = f" ({error.error_count() - 1} more after it)" if error.error_count() > 1 else ""
         raise StudyError(
-            f"{where}: {message}", hint="`sequester-server study check` names the first fault", code=RefusalCode.STUDY
+            f"{line}{where}: {message}",
+            hint=f"correct it{more}; `sequester-server study check` reads the study again",
+            code=RefusalCode.STUDY,
         ) from None
 
 
