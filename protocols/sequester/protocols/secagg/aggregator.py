@@ -70,6 +70,7 @@ class _Open:
     seeds: dict[tuple[int, int], bytes] = field(default_factory=dict)  # (survivor, absent) -> k
     failed_boxes: dict[int, int] = field(default_factory=dict)  # reporter -> sender
     refused: set[int] = field(default_factory=set)
+    held: set[int] = field(default_factory=set)
     waited: bool = False
 
     @property
@@ -143,9 +144,7 @@ class Aggregator:
             case Refusal():
                 return self._refused(sender, message)
             case Hold():
-                if self.state == "COLLECTING" and self._round is not None and message.round == self._round.start.round:
-                    return [self._clock()]
-                return []
+                return self._hold(sender, message)
             case Withdraw():
                 return self._left(sender)
             case StudyRefusal():
@@ -322,6 +321,16 @@ class Aggregator:
         r.inputs[sender] = message if double else replace(message, y=without_words(y))
         return self._close() if len(r.inputs) == len(r.start.active) else []
 
+    def _hold(self, sender: int, message: Hold) -> list[Effect]:
+        """A person is looking: the deadline starts again, once for each site and round."""
+        r = self._round
+        if r is None or self.state != "COLLECTING" or message.round != r.start.round or sender in r.held:
+            return []
+        if sender not in r.start.active:
+            raise PeerError(f"site {sender} holds a round it is not in")
+        r.held.add(sender)
+        return [self._clock()]
+
     def _close(self) -> list[Effect]:
         r = self._round
         assert r is not None
@@ -432,7 +441,7 @@ class Aggregator:
         for j in [j for j in r.inputs if j not in r.survivors]:
             total -= r.inputs[j].y
         minus = [keys.self_key(seed, r.ctx) for seed in seeds.values()]
-        plus = []
+        plus: list[bytes] = []
         for i in r.survivors:
             for j in r.start.active:
                 if j not in r.survivors:
@@ -459,7 +468,7 @@ class Aggregator:
     def _late_shares(self, r: _Open) -> list[Effect]:
         if r.version == 0:
             silent = [i for i in r.survivors if i not in r.shares]
-            if not r.shares and len(r.survivors) - len(silent) < 1 and not r.waited:
+            if not r.waited:
                 r.waited = True
                 return [*(Send(self._request(r, i), i) for i in silent), self._clock()]
             return self._abandon(f"{len(r.shares)} of {self.threshold} share sets came", tuple(silent))

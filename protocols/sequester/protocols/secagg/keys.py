@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sequester.protocols.errors import PeerError, RefusalCode, StudyError
 from sequester.protocols.secagg.encoding import LABEL as L
 from sequester.protocols.secagg.encoding import H, enc, labelled, prf
-from sequester.protocols.secagg.messages import KeyAdvertisement, SessionParams, Task
+from sequester.protocols.secagg.messages import SUITE, KeyAdvertisement, SessionParams, Task
 
 Sign = Callable[[bytes], bytes]
 SEAL_BYTES = 48
@@ -39,6 +39,12 @@ def check_params(params: SessionParams) -> None:
         raise StudyError(
             f"{n} sites with {c} possible colluders",
             hint="c is at least 1 and N at least c + 2, so that any sum has two honest inputs",
+            code=RefusalCode.PARAMS,
+        )
+    if params.suite != SUITE or params.ring_bits not in (32, 64) or params.mode not in ("double", "strict"):  # C30
+        raise StudyError(
+            f"suite {params.suite}, {params.ring_bits} bits, mode {params.mode}",
+            hint=f"this version knows {SUITE}, rings of 32 and 64 bits, and the modes double and strict",
             code=RefusalCode.PARAMS,
         )
     if len(set(params.roster)) != n:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
@@ -33,7 +33,9 @@ def add_streams(vector: Words, plus: Sequence[bytes], minus: Sequence[bytes] = (
 
     vector: uint32 or uint64 (words,), contiguous. Keys: 32 bytes each, IV zero: a key belongs to exactly one stream.
     """
-    streams = [(Cipher(AES(key), CTR(bytes(16))).encryptor(), np.add) for key in plus]
+    streams: list[tuple[CipherContext, np.ufunc]] = [
+        (Cipher(AES(key), CTR(bytes(16))).encryptor(), np.add) for key in plus
+    ]
     streams += [(Cipher(AES(key), CTR(bytes(16))).encryptor(), np.subtract) for key in minus]
     size = vector.itemsize
     per_block = BLOCK_BYTES // size

@@ -73,15 +73,15 @@ HEARS: dict[type[Any], frozenset[str]] = {
     SeedRequest: frozenset({"RATIFIED", "READY", "HELD", "COMPUTING", "MASKED", "ACKED", "RELEASED"}),
     RoundCancel: frozenset({"COMPUTING", "MASKED", "ACKED", "CANCELLED"}),
 }
+SERVES_SEEDS = frozenset({"COMPUTING", "MASKED", "ACKED", "RELEASED"})  # of the round this site is in
 BEFORE_ROUNDS = frozenset({"IDLE", "ADVERTISED"})
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The rules' yes to one round: charges T + R of the analysis, its place in the study, and whether a human decides."""
+    """The rules' yes to one round: charges T + R of the analysis, and whether a human decides first."""
 
     charges: int
-    position: int
     exact: bool
     needs_hold: bool = False
     hold_until_unix: int = 0
@@ -160,7 +160,8 @@ class Member:
         self._awaited: Contribute | None = None
         self._outbox: MaskedInput | None = None
         self._used: dict[str, int] = {}  # analysis -> charges spent
-        self._last_task = (-1, -1, -1)  # (analysis position, step, attempt)
+        self._order: dict[str, int] = {}  # analysis -> its place, by first appearance here: none is gone back to
+        self._last_task = (-1, -1, -1)  # (place, step, attempt)
         self._masked: dict[tuple[str, int], list[tuple[bytes, tuple[int, ...]]]] = {}
         self._exact_active: tuple[int, ...] | None = None
         self._last_released: tuple[bytes, bytes] | None = None
@@ -335,16 +336,16 @@ class Member:
             self.last_refusal = error
             return [*effects, Send(Refusal())]
         self._enter(start, admission, charged=charge is not None)
-        record = {
+        row: dict[str, Any] = {
             "round": start.round, "ctx": self._current.ctx.hex(), "active": list(start.active), "length": start.length,
-            "task": task_json(start.task), "position": admission.position, "exact": admission.exact,
+            "task": task_json(start.task), "exact": admission.exact,
             "charged": charge is not None,
         }  # fmt: skip
         self._awaited = Contribute(
             start.task, start.round, start.active, start.broadcast, start.length, start.coordinates,
             keys.noise_adders(self._params, len(start.active)),
         )  # fmt: skip
-        return [*effects, Persist(_record("round", record), charge), self._awaited]
+        return [*effects, Persist(_record("round", row), charge), self._awaited]
 
     def _make_ready(self, start: RoundStart) -> list[Effect]:
         """The N ratifications, once; the effects that make READY durable."""
@@ -364,7 +365,9 @@ class Member:
         if start.round <= self.last_round:  # C9
             raise PeerError(f"round {start.round} after round {self.last_round}")
         if (
-            list(active) != sorted(set(active)) or self._index not in active or active[-1] >= len(self._params.roster)
+            list(active) != sorted(set(active))
+            or self._index not in active
+            or not 0 <= active[0] <= active[-1] < len(self._params.roster)
         ):  # C8
             raise PeerError("the active set is malformed, or I am not in it")
         if len(active) < self._params.min_active:  # C8
@@ -377,7 +380,7 @@ class Member:
             raise PeerError("the broadcast is not the one the task names")
         admission = self._rules.admit(start)
         task = start.task
-        place = (admission.position, task.step, task.attempt)
+        place = (self._order.get(task.analysis, len(self._order)), task.step, task.attempt)
         if place <= self._last_task:  # C20
             raise PrivacyError(f"{task.analysis} step {task.step} attempt {task.attempt} was contributed before")
         if admission.exact:
@@ -421,7 +424,8 @@ class Member:
         self._held = self._outbox = None
         self.last_round = start.round
         self.state = "COMPUTING"
-        self._last_task = (admission.position, start.task.step, start.task.attempt)
+        place = self._order.setdefault(start.task.analysis, len(self._order))
+        self._last_task = (place, start.task.step, start.task.attempt)
         self._masked.setdefault((start.task.analysis, start.task.step), []).append((ctx, start.active))
         if charged:
             self._used[start.task.analysis] = self._used.get(start.task.analysis, 0) + 1
@@ -565,14 +569,42 @@ class Member:
             effects = self._make_ready(start)
             if self.state == "HALTED":
                 return effects
+        try:
+            digest, target = self._check_seeds(message)
+        except SequesterError as error:
+            # the ratifications held, so READY stands; the request itself is refused
+            self.last_refusal = error
+            return [*effects, Send(Refusal())]
+        if not entered:
+            self._round = target
+            self._outbox = self._held = self._awaited = None
+            self.last_round = target.number  # C9
+            target.released = digest
+            self.state = "RELEASED"
+            # one record: a round this site never masked is either unknown to it or released, nothing between
+            record = {
+                "round": target.number, "ctx": target.ctx.hex(), "active": list(target.active), "length": target.length,
+                "task": task_json(target.task), "digest": digest.hex(),
+            }  # fmt: skip
+            effects.append(Persist(_record("missed", record)))
+        seeds = {j: keys.mask_key(self._pairs[j], message.ctx) for j in message.wanted}
+        return [*effects, *self._release(digest, PairSeeds(self._index, message.ctx, seeds))]
+
+    def _check_seeds(self, message: SeedRequest) -> tuple[bytes, _Round]:
+        """The digest the request opens and the round it is of, this site's own or one it missed."""
+        if self._round is not None and message.ctx == self._round.ctx:
+            if self.state not in SERVES_SEEDS:  # C22: cancelled, or given up for a later round
+                raise PeerError("seeds of a round that is over here")
+            target = self._round
+        else:
+            start = message.round_start
+            assert start is not None
             self._check_start(start)
             ctx = keys.context(self._roster_hash, start.round, start.active, start.length, start.task)
             if message.ctx != ctx:  # C22
                 raise PeerError("the seeds asked are not of the round that came with the request")
             floor = keys.floor(self._params, len(start.active))
             target = _Round(start.round, ctx, start.active, start.length, floor, start.task)
-        else:
-            target = self._current
         if list(message.survivors) != sorted(set(message.survivors)) or not set(message.survivors) < set(target.active):
             raise PeerError("the survivor set is malformed")
         if len(message.survivors) < target.floor:  # C17
@@ -583,16 +615,7 @@ class Member:
         if target.released and target.released != digest:  # C15
             raise PeerError("another set was released in this round")
         self._check_quorum(digest, message.survivors, message.acks)  # C22
-        if not entered:
-            self._round = target
-            self.last_round = target.number  # C9
-            record = {
-                "round": target.number, "ctx": target.ctx.hex(), "active": list(target.active), "length": target.length,
-                "task": task_json(target.task),
-            }  # fmt: skip
-            effects.append(Persist(_record("missed", record)))
-        seeds = {j: keys.mask_key(self._pairs[j], message.ctx) for j in message.wanted}
-        return [*effects, *self._release(digest, PairSeeds(self._index, message.ctx, seeds))]
+        return digest, target
 
     def _release(self, digest: bytes, answer: UnmaskShares | PairSeeds) -> list[Effect]:
         r = self._current
@@ -619,7 +642,7 @@ class Member:
 
     def withdraw(self) -> list[Effect]:
         """Leaves the study for good: keys erased, `Withdraw` is the answer to everything after."""
-        if self.state == "WITHDRAWN":
+        if self.state in ("WITHDRAWN", "HALTED"):
             return []
         self.state = "WITHDRAWN"
         self._kx = self._awaited = self._outbox = self._held = None
@@ -659,11 +682,11 @@ class Member:
         member = cls(params, index, sign, rules, entropy)
         for record in records:
             member._replay(json.loads(record))
-        if outbox is not None and member.state == "COMPUTING" and outbox.ctx == member._current.ctx:
-            member._current.salt = outbox.salt  # stored, never sent: the same bytes may go out now
-            member.state = "MASKED"
         if member._round is not None and outbox is not None and outbox.ctx == member._round.ctx:
             member._outbox = outbox
+            member._round.salt = outbox.salt
+            if member.state == "COMPUTING":
+                member.state = "MASKED"  # stored before the crash: the same bytes may go out now
         return member
 
     def _replay(self, row: dict[str, Any]) -> None:
@@ -691,13 +714,15 @@ class Member:
                 task = task_from_json(row["task"])
                 active = tuple(row["active"])
                 start = RoundStart(self.session_id, row["round"], active, row["length"], 0, task, b"")
-                self._enter(start, Admission(0, row["position"], row["exact"]), charged=row["charged"])
+                self._enter(start, Admission(0, row["exact"]), charged=row["charged"])
             case "missed":
                 active = tuple(row["active"])
                 floor = keys.floor(self._params, len(active))
                 task = task_from_json(row["task"])
                 self._round = _Round(row["round"], bytes.fromhex(row["ctx"]), active, row["length"], floor, task)
+                self._round.released = bytes.fromhex(row["digest"])
                 self.last_round = row["round"]
+                self.state = "RELEASED"
             case "input":
                 self._current.salt = bytes.fromhex(row["salt"])
                 self.state = "MASKED"

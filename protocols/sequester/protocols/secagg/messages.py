@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint32] | NDArray[np.uint64]
 # A vector in the ring before its masks (secret) and after them (may leave): two types, never swapped.
-RingVector = NewType("RingVector", np.ndarray)  # type: ignore[type-arg]  # NewType takes no subscripted alias
-MaskedVector = NewType("MaskedVector", np.ndarray)  # type: ignore[type-arg]  # as above
+RingVector = NewType("RingVector", np.ndarray)
+MaskedVector = NewType("MaskedVector", np.ndarray)
 
 SUITE = "x25519-aes256ctr-v1"
 Mode = Literal["strict", "double"]
