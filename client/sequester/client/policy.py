@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from sequester.protocols import privacy
 from sequester.protocols.accounting import Event, cap, cost
 from sequester.protocols.analyses.plan import Number
-from sequester.protocols.analyses.registry import analysis_of
-from sequester.protocols.errors import RefusalCode, SequesterError
+from sequester.protocols.analyses.registry import ANALYSES, analysis_of
+from sequester.protocols.errors import PrivacyError, RefusalCode, SequesterError
 from sequester.protocols.signing import canonical, sha256
 from sequester.protocols.study import Study
+
+# A role names a file of the approval, so it is a plain word; `refusal` is the other decision's name.
+Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 
 # Which private analysis answers the question an exact one was refused for.
 PRIVATE_INSTEAD = {
@@ -44,11 +48,26 @@ class Policy(BaseModel):
     epsilon_life: Number = Decimal("8")
     delta: Number = Decimal("0.000001")
     order_life: Number = Decimal("4.4")
-    minimum_cohort: int = 50
-    minimum_cell: int = 10
-    approvers: tuple[str, ...] = ("dpo",)
+    minimum_cohort: int = Field(default=50, ge=1)
+    minimum_cell: int = Field(default=10, ge=1)
+    approvers: tuple[Role, ...] = Field(default=("dpo",), min_length=1)
     hold_rounds: tuple[str, ...] = ()
     allow_unisolated: bool = False
+
+    @model_validator(mode="after")
+    def _can_hold(self) -> Policy:
+        if self.epsilon_study <= 0 or not 0 < self.delta < 1 or self.order_life <= 1:
+            raise ValueError("epsilon_study above 0, delta between 0 and 1 and order_life above 1 were expected")
+        if len(set(self.approvers)) < len(self.approvers) or "refusal" in self.approvers:
+            raise ValueError("approvers: each role once, none called `refusal`; two roles are two persons")
+        unknown = sorted({*self.analyses, *self.exact} - set(ANALYSES))
+        if unknown:
+            raise ValueError(f"there is no analysis `{unknown[0]}`; there are {', '.join(ANALYSES)}")
+        try:
+            self.life_cap()
+        except PrivacyError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
+        return self
 
     def digest(self) -> str:
         """SHA-256 of the policy: an approval holds under the policy it was given under."""
@@ -81,7 +100,9 @@ class Policy(BaseModel):
                 found.append(
                     Objection(
                         "EXACT_ITERATIVE",
-                        f"`{plan.name}` is exact and iterative: a dishonest exchange can read single patients",
+                        f"`{plan.name}` is exact and iterative: a dishonest exchange can read single patients; this "
+                        f"site's policy does not allow it, {PRIVATE_INSTEAD.get(plan.kind, 'a private analysis')} does "
+                        "not need it",
                         RefusalCode.POLICY,
                     )
                 )

@@ -222,7 +222,7 @@ def transformed(column: Column, value: float) -> float:
         value = min(value, float(column.upper))
     match column.transform:
         case "sqrt":
-            return value**0.5
+            return math.sqrt(value)
         case "log":
             return math.log(value)
         case "none":

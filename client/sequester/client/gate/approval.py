@@ -1,7 +1,8 @@
 """A site's yes or no to a study: the plain words a person reads, the document the site signs, and whether it still holds.
 
 An approval names what it was given for: the study's digest, the frozen data, the policy, and the very text that was
-shown. If any of them changed since, it no longer counts, by name.
+shown. If any of them changed since, it no longer counts, by name. Everything here fails closed: a file that is missing,
+unreadable or not signed by this site is no approval.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from scipy.special import ndtr
 
 from sequester.client.config import Home, SiteConfig
+from sequester.client.policy import Objection
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import RefusalCode, SiteError, StudyError
+from sequester.protocols.faults import INSTANT
 from sequester.protocols.signing import fingerprint, open_document, raw_public, sha256, sign_document
 from sequester.protocols.study import Study
 
@@ -35,6 +39,27 @@ class Frozen:
     version: str
     exclusions: int
     ready: bool
+
+
+def identity(home: Home, consortium: str) -> Ed25519PrivateKey:
+    """This site's signing key in a consortium; `SiteError` where it is not enrolled."""
+    path = home.consortium(consortium) / "identity.key"
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        raise SiteError(f"{path} is missing or damaged", hint="`sequester-client enrol` makes it") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SiteError(f"{path} is not an Ed25519 key", hint="enrol again with a new token")
+    return key
+
+
+def coordinator_key(home: Home, consortium: str) -> bytes:
+    """The coordinator's raw Ed25519 key, as pinned at enrolment."""
+    path = home.consortium(consortium) / "coordinator.pub"
+    try:
+        return bytes.fromhex(path.read_text("ascii").strip())
+    except (OSError, ValueError):
+        raise SiteError(f"{path} is missing or damaged", hint="enrol again with a new token") from None
 
 
 def frozen(home: Home, config: SiteConfig, digest: str) -> Frozen:
@@ -62,7 +87,8 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
         f"Study {digest[:16]} of {study.consortium}, lineage {study.lineage}."
         + (" This is a rehearsal." if study.rehearsal else ""),
         "",
-        study.summary.get(language, ""),
+        # each line is marked: a summary cannot pass for a line of ours
+        *(f"  | {line}" for line in study.summary.get(language, "").splitlines()),
         f"Question: {study.question}",
         f"Purpose: {', '.join(study.purpose)}. Contact: {study.contact}. Results are kept {study.retention_days} days.",
         "Ethics: " + "; ".join(f"{r.reference} until {r.expires}" for r in study.ethics),
@@ -102,6 +128,8 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
             "",
             f"`{plan.name}` is EXACT: the opened sums are not protected by differential privacy. The best test for whether "
             f"a person was in the data would be right with probability {power:.3f} (0.5 is a coin).",
+            "Pairs of exact releases of this data are compared, so that no two differ by a few people; combinations of three "
+            "or more are not.",
         ]
         if analysis_of(plan).is_iterative(plan, study):
             lines.append("It is iterative: a dishonest exchange can read single patients.")
@@ -136,10 +164,7 @@ def sign(
 ) -> bytes:
     """A signed approval by one person in one role, stored and returned. Objections and missing data are refused first."""
     digest = privacy.study_digest(study)
-    objections = config.policy.objections(study)
-    if objections:
-        first = objections[0]
-        raise StudyError(first.sentence, hint="`sequester-client check` lists every objection", code=first.code)
+    _raise_first(objections(home, consortium, config, study, raw_public(key)))
     if role not in config.policy.approvers:
         raise SiteError(f"role `{role}` approves nothing here", hint=f"roles: {', '.join(config.policy.approvers)}")
     data = frozen(home, config, digest)
@@ -150,12 +175,10 @@ def sign(
             code=RefusalCode.NOT_READY,
         )
     body = _given(digest, config, data) | {
-        "site": config.site.id,
         "text": sha256(shown.encode()),
-        "template": TEMPLATE,
         "person": sha256(person.encode()),
         "role": role,
-        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": datetime.now(UTC).strftime(INSTANT),
     }
     for other in _approvals(home, consortium, digest, raw_public(key)):
         if other["role"] != role and other["person"] == body["person"]:
@@ -177,28 +200,78 @@ def refuse(
     return document
 
 
-def require_approved(home: Home, consortium: str, config: SiteConfig, study: Study, signer: bytes) -> None:
-    """Nothing where this site's approval of the study holds; else an error that names what is missing or changed."""
-    digest = privacy.study_digest(study)
+def objections(
+    home: Home, consortium: str, config: SiteConfig, study: Study, own: bytes, now: datetime | None = None
+) -> list[Objection]:
+    """Everything that stands against this study at this site, whoever might approve it. `own` is this site's key."""
+    now = now or datetime.now(UTC)
+    found = []
     if config.site.id not in study.site_ids:
-        raise StudyError(f"the study is not addressed to `{config.site.id}`", hint="refuse it", code=RefusalCode.STUDY)
-    own = bytes.fromhex(next(site.key for site in study.sites if site.id == config.site.id))
-    if own != signer:
-        raise StudyError("the study names another key for this site", hint="refuse it", code=RefusalCode.ROSTER)
-    if datetime.now(UTC) > study.expires_at:
+        found.append(Objection("NOT_ADDRESSED", f"the study is not addressed to `{config.site.id}`", RefusalCode.STUDY))
+    elif own != study.roster[study.site_ids.index(config.site.id)]:
+        found.append(Objection("WRONG_KEY", "the study names another key for this site", RefusalCode.ROSTER))
+    if study.consortium != consortium:
+        sentence = f"the study is of consortium `{study.consortium}`, it came through `{consortium}`"
+        found.append(Objection("CONSORTIUM", sentence, RefusalCode.STUDY))
+    if now > study.expires_at:
+        found.append(Objection("EXPIRED", f"the study expired at {study.expires}", RefusalCode.EXPIRED))
+    for paper in (*study.ethics, *study.agreement):
+        if now > datetime.strptime(paper.expires, INSTANT).replace(tzinfo=UTC):
+            sentence = f"`{paper.reference}` expired at {paper.expires}"
+            found.append(Objection("PAPER_EXPIRED", sentence, RefusalCode.EXPIRED))
+    bundle = home.consortium(consortium) / "bundles" / f"{privacy.study_digest(study)}.fab"
+    if bundle.is_file() and sha256(bundle.read_bytes()) != study.bundle:
+        sentence = "the bundle that came with the study is not the one it names: wrong hash"
+        found.append(Objection("BUNDLE", sentence, RefusalCode.STUDY))
+    return found + config.policy.objections(study)
+
+
+def unpinned(study: Study, own: bytes, pinned: frozenset[bytes]) -> Objection | None:
+    """The objection to more unknown hospitals than the study tolerates colluders: the exchange might have made them up."""
+    strangers = [site.id for site in study.sites if (key := bytes.fromhex(site.key)) != own and key not in pinned]
+    tolerated = privacy.session_params(study).max_corrupt
+    if len(strangers) <= tolerated:
+        return None
+    return Objection(
+        "UNPINNED",
+        f"{len(strangers)} hospitals are not pinned ({', '.join(sorted(strangers))}) and count as colluders; the study "
+        f"tolerates {tolerated}",
+        RefusalCode.UNPINNED,
+    )
+
+
+def _raise_first(found: list[Objection]) -> None:
+    if found:
+        more = f"; {len(found) - 1} more" if len(found) > 1 else ""
         raise StudyError(
-            f"the study expired at {study.expires}", hint="wait for an amendment", code=RefusalCode.EXPIRED
+            f"{found[0].name}: {found[0].sentence}{more}",
+            hint="`sequester-client check` lists every objection; refuse the study, or ask for an amendment",
+            code=found[0].code,
         )
+
+
+def require_approved(home: Home, consortium: str, config: SiteConfig, study: Study, document: bytes) -> None:
+    """Nothing where this site's approval of the study holds; else an error that names what is missing or changed.
+
+    `document` is the study as the coordinator signed it: signature and bytes are checked here again.
+    """
+    signed = open_document(document, "study", coordinator_key(home, consortium))
+    digest = privacy.study_digest(study)
+    if signed.digest != digest:
+        raise StudyError(
+            f"the study is {digest[:12]}, the coordinator signed {signed.digest[:12]}",
+            hint="a changed byte is another study: fetch it again",
+            code=RefusalCode.STUDY,
+        )
+    own = raw_public(identity(home, consortium))
     if (_folder(home, consortium, digest) / "refusal.json").exists():
         raise StudyError("this site refused the study", hint="an amendment is a new study", code=RefusalCode.POLICY)
-    objections = config.policy.objections(study)
-    if objections:
-        raise StudyError(objections[0].sentence, hint="the policy says no", code=objections[0].code)
+    _raise_first(objections(home, consortium, config, study, own))
     given = _given(digest, config, frozen(home, config, digest))
     valid = {}
     for body in _approvals(home, consortium, digest, own):
         for name, value in given.items():
-            if body[name] != value:
+            if body.get(name) != value:
                 raise SiteError(
                     f"the approval by `{body['role']}` was given for another {name.replace('_', ' ')}",
                     hint="read the study again and approve again",
@@ -219,6 +292,15 @@ def require_approved(home: Home, consortium: str, config: SiteConfig, study: Stu
         )
 
 
+def standing(home: Home, consortium: str, digest: str, roles: tuple[str, ...]) -> str:
+    """`refused`, `approved`, `1 of 2 approved` or `not decided`: which documents lie here, not whether they still hold."""
+    folder = _folder(home, consortium, digest)
+    if (folder / "refusal.json").exists():
+        return "refused"
+    given = sum((folder / f"{role}.json").exists() for role in roles)
+    return "approved" if given == len(roles) else f"{given} of {len(roles)} approved" if given else "not decided"
+
+
 def _given(digest: str, config: SiteConfig, data: Frozen) -> dict[str, Any]:
     return {
         "study": digest,
@@ -226,6 +308,8 @@ def _given(digest: str, config: SiteConfig, data: Frozen) -> dict[str, Any]:
         "data_set_version": data.version,
         "exclusions_version": data.exclusions,
         "policy": config.policy.digest(),
+        "template": TEMPLATE,
+        "site": config.site.id,
     }
 
 
@@ -245,5 +329,9 @@ def _approvals(home: Home, consortium: str, digest: str, signer: bytes) -> list[
     found = []
     for path in sorted(_folder(home, consortium, digest).glob("*.json")):
         if path.name != "refusal.json":
-            found.append(open_document(path.read_bytes(), "approval", signer).body)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise SiteError(f"{path}: {error.strerror}", hint="approve again", code=RefusalCode.NOT_READY) from None
+            found.append(open_document(data, "approval", signer).body)
     return found
