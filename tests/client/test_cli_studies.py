@@ -1,0 +1,142 @@
+"""The verbs a hospital types about a study, as typed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from contracts import COORDINATOR, PINNED, SITES, exact_study, fields, freeze, hospital, study
+from sequester.client.cli import studies as cli
+from sequester.client.config import Home
+from sequester.client.gate.ledger import Ledger
+from sequester.protocols import privacy
+from sequester.protocols.accounting import Event
+from sequester.protocols.errors import PeerError, SiteError, StudyError
+from sequester.protocols.signing import open_document, raw_public, sign_document
+from sequester.protocols.study import study_json
+
+APP = typer.Typer()
+cli.register(APP)
+STUDY = study()
+DIGEST = privacy.study_digest(STUDY)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr(cli, "_pinned", lambda home, consortium: PINNED)
+    place, digest = hospital(tmp_path / "site", STUDY)
+    Ledger.found(place.dataset("main"), place.config().policy)
+    freeze(place, digest)
+    return place
+
+
+def run(home: Home, *words: object, typed: str = "") -> Result:
+    return CliRunner().invoke(APP, [*map(str, words), "--home", str(home.root)], input=typed)
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every file with its hash; SQLite's shared memory of a reader is none of the ledger's content."""
+    paths = [p for p in root.rglob("*") if p.is_file() and not p.name.endswith(("-shm", "-wal"))]
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def test_a_published_study_is_listed_with_where_it_stands(home: Home) -> None:
+    (row,) = json.loads(run(home, "studies", "--json").stdout)
+    assert row == {
+        "study": DIGEST, "consortium": "example", "title": "A risk score", "decision": "not decided", "ended": "",
+        "expires": STUDY.expires,
+    }  # fmt: skip
+    assert DIGEST[:12] in run(home, "studies").stdout
+
+
+def test_show_is_the_text_that_is_approved_and_its_json_the_bytes_that_are_signed(home: Home) -> None:
+    assert "What would leave this building" in run(home, "show", DIGEST[:8]).stdout
+    assert json.loads(run(home, "show", DIGEST[:8], "--json").stdout) == study_json(STUDY)
+
+
+def test_check_accepts_says_what_to_do_next_and_changes_nothing(home: Home) -> None:
+    before = contents(home.root)
+    said = run(home, "check", DIGEST[:12])
+    assert said.exit_code == 0 and "this site would accept it" in said.stdout and "approve" in said.stdout
+    (home.dataset("main") / "cohorts" / DIGEST / "manifest.json").rename(home.root / "away")
+    assert "data freeze" in run(home, "check", DIGEST[:12]).stdout
+    (home.root / "away").rename(home.dataset("main") / "cohorts" / DIGEST / "manifest.json")
+    assert contents(home.root) == before
+
+
+def test_check_reads_a_yaml_that_nobody_signed_yet(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(fields()), "utf-8")  # JSON is YAML
+    said = run(home, "check", path)
+    assert said.exit_code == 0 and "signs and publishes" in said.stdout
+    path.write_text(json.dumps(fields(privacy__epsilon="8", privacy__order="4.4", consortium="andes")), "utf-8")
+    said = run(home, "check", path, "--json")
+    assert said.exit_code == StudyError.exit_status
+    assert [o["name"] for o in json.loads(said.stdout)["objections"]] == ["NOT_ENROLLED", "EPSILON"]
+
+
+def test_check_names_an_exact_analysis_and_the_private_one_instead(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    path.write_bytes(sign_document("study", study_json(exact_study()), COORDINATOR))
+    said = run(home, "check", path)
+    assert said.exit_code == 10 and "EXACT" in said.stdout and "answers the same question" in said.stdout
+
+
+def test_check_names_a_budget_for_life_that_does_not_hold_the_study(home: Home) -> None:
+    ledger = Ledger(home.dataset("main"))
+    balance = ledger.balance()
+    sigma = (balance.order / (2 * 0.95 * balance.cap)) ** 0.5
+    ledger.reserve("ef" * 32, [Event("earlier", sigma, 1)], [])
+    ledger.close()
+    said = run(home, "check", DIGEST, "--json")
+    assert said.exit_code == 40
+    assert [o["code"] for o in json.loads(said.stdout)["objections"]] == ["BUDGET"]
+
+
+def test_check_names_hospitals_nobody_compared(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_pinned", lambda home, consortium: frozenset())
+    said = run(home, "check", DIGEST)
+    assert said.exit_code == 20 and "harbor, lake" in said.stdout and "peers pin" in said.stdout
+    refused = run(home, "approve", DIGEST, "--person", "A", "--yes", "--offline").exception
+    assert isinstance(refused, SiteError) and not (home.consortium("example") / "approvals").exists()
+
+
+def test_approve_shows_asks_and_signs_one_document(home: Home) -> None:
+    folder = home.consortium("example") / "approvals" / DIGEST
+    said = run(home, "approve", DIGEST[:12], "--person", "A. Person", "--offline", typed="n\n")
+    assert said.exit_code == 1 and "Nothing was signed" in said.stdout and not folder.exists()
+    said = run(home, "approve", DIGEST[:12], "--person", "A. Person", "--offline", typed="y\n")
+    assert said.exit_code == 0 and "What would leave" in said.stdout and "approved" in said.stdout
+    document = open_document((folder / "dpo.json").read_bytes(), "approval", raw_public(SITES["north"]))
+    assert document.body["study"] == DIGEST
+    assert json.loads(run(home, "studies", "--json").stdout)[0]["decision"] == "approved"
+
+
+def test_refuse_signs_a_public_code_and_nothing_else(home: Home) -> None:
+    assert run(home, "refuse", DIGEST, "--code", "NOT_READY", "--offline").exit_code == 0
+    path = home.consortium("example") / "approvals" / DIGEST / "refusal.json"
+    body = open_document(path.read_bytes(), "refusal", raw_public(SITES["north"])).body
+    assert body == {"study": DIGEST, "site": "north", "code": "NOT_READY"}
+    assert json.loads(run(home, "studies", "--json").stdout)[0]["decision"] == "refused"
+    assert run(home, "refuse", DIGEST, "--code", "BECAUSE", "--offline").exit_code == 2
+
+
+def test_a_study_file_changed_on_this_disk_is_refused_by_name(home: Home) -> None:
+    path = home.consortium("example") / "studies" / f"{DIGEST}.json"
+    original = path.read_bytes()
+    path.write_bytes(original.replace(b'"n0":10000', b'"n0":90000'))
+    refused = run(home, "show", DIGEST).exception
+    assert isinstance(refused, StudyError) and "changed after signing" in refused.message
+    path.write_bytes(sign_document("study", study_json(study(n0=9999)), COORDINATOR))
+    assert isinstance(run(home, "show", DIGEST).exception, PeerError)
+
+
+@pytest.mark.parametrize("prefix", ["", "abc", "ffffffff", "../../etc"])
+def test_a_prefix_that_names_no_single_study_is_refused(home: Home, prefix: str) -> None:
+    refused = run(home, "show", prefix).exception
+    assert isinstance(refused, SiteError) and "sequester-client studies" in refused.hint
