@@ -228,7 +228,8 @@ def test_the_text_says_in_numbers_what_leaves_and_what_it_costs(home: Home) -> N
 def test_the_exact_consent_is_in_the_specification_s_words_with_the_power_of_the_test(tmp_path: Path) -> None:
     one = exact_study("glm")
     home, digest = hospital(tmp_path, one, policy='exact = ["glm"]\nexact_iterative = true\nallow_unisolated = true')
-    shown = approval.text(one, digest, home.config(), PINNED)
+    shown = approval.text(one, digest, home.config(), PINNED, ("aaaa/fit", "bbbb/fit"))
+    assert "Earlier exact releases of this data: aaaa/fit, bbbb/fit" in shown
     m = privacy.layout(one, one.analyses[0], 0).coordinates
     power = NormalDist().cdf(math.sqrt(m / one.n0) / math.sqrt(2))  # Phi(sqrt(m/n)/sqrt 2), a second implementation
     assert "the opened sums are not protected by differential privacy" in shown

@@ -37,8 +37,8 @@ def test_an_iterative_exact_analysis_needs_its_own_switch() -> None:
 
 
 def test_every_line_that_is_crossed_is_named() -> None:
-    strict = Policy(analyses=("linear",), epsilon_study=Decimal(2), delta=Decimal("0.0000001"))
-    assert names(strict) == ["ANALYSIS", "ANALYSIS", "EPSILON", "DELTA"]
+    strict = Policy(analyses=("linear",), epsilon_study=Decimal(2), delta=Decimal("0.0000001"), minimum_cell=20)
+    assert names(strict) == ["ANALYSIS", "ANALYSIS", "EPSILON", "DELTA", "CELL"]
 
 
 def test_a_study_without_noise_or_with_too_little_is_no_study_here() -> None:

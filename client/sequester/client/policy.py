@@ -118,6 +118,14 @@ class Policy(BaseModel):
             found.append(
                 Objection("DELTA", f"delta {study.privacy.delta} is above this site's {self.delta}", RefusalCode.POLICY)
             )
+        if study.publication_floor < self.minimum_cell:
+            found.append(
+                Objection(
+                    "CELL",
+                    f"the study prints cells from {study.publication_floor} people, this site from {self.minimum_cell}",
+                    RefusalCode.POLICY,
+                )
+            )
         try:
             privacy.session_params(study)
             privacy.check_calibrated(study)

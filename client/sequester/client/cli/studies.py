@@ -25,6 +25,8 @@ from sequester.protocols.study import Study, parse_study, read_study, study_json
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from sequester.client.gate.ledger import Balance
+
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 StudyArgument = Annotated[str, typer.Argument(help="The study's digest or its first letters.")]
@@ -245,7 +247,6 @@ def _subject(home: Home, given: str, consortium: str) -> tuple[Study, str, str]:
 
 def _objections(home: Home, config: SiteConfig, consortium: str, study: Study) -> list[Objection]:
     from sequester.client.gate import approval
-    from sequester.client.gate.ledger import Ledger
     from sequester.protocols.accounting import cost
 
     name = consortium or study.consortium
@@ -253,22 +254,17 @@ def _objections(home: Home, config: SiteConfig, consortium: str, study: Study) -
     if name in home.consortia():
         own = raw_public(approval.identity(home, name))
         found += approval.objections(home, name, config, study, own)
-        stranger = approval.unpinned(study, own, _pinned(home, name))
-        found += [stranger] if stranger is not None else []
     else:
         sentence = f"this site is not enrolled in consortium `{name}`"
         found += [Objection("NOT_ENROLLED", sentence, RefusalCode.STUDY), *config.policy.objections(study)]
-    folder = home.dataset(config.data.id)
-    uncalibrated = any(p.mode == "private" and p.noise_multiplier is None for p in study.analyses)
-    if (folder / "ledger.db").is_file() and not uncalibrated:
-        ledger = Ledger(folder, read_only=True)
-        try:
-            balance = ledger.balance()
-            held = any(row.body["study"] == privacy.study_digest(study) for row in ledger.rows("reserve"))
-        finally:
-            ledger.close()
+    if any(o.name == "STUDY" for o in found):
+        return found  # its noise does not add up, so neither does a cost
+    if name in home.consortia() and (stranger := approval.unpinned(study, own, _pinned(home, name))) is not None:
+        found.append(stranger)
+    balance, is_reserved = _ledger(home, config, study)
+    if balance is not None and not is_reserved:
         asked = sum(cost(event, balance.order) for event in privacy.events(study))
-        if asked > balance.left and not held:
+        if asked > balance.left:
             sentence = (
                 f"it costs {asked:.4f} at order {balance.order:g}, {balance.left:.4f} of {balance.cap:.4f} are left"
             )
@@ -299,7 +295,24 @@ def _pinned(home: Home, consortium: str) -> frozenset[bytes]:
 def _text(home: Home, config: SiteConfig, found: Published) -> str:
     from sequester.client.gate import approval
 
-    return approval.text(found.study, found.digest, config, _pinned(home, found.consortium))
+    balance, _ = _ledger(home, config, found.study)
+    earlier = balance.exact if balance is not None else ()
+    return approval.text(found.study, found.digest, config, _pinned(home, found.consortium), earlier)
+
+
+def _ledger(home: Home, config: SiteConfig, study: Study) -> tuple[Balance | None, bool]:
+    """The data set's balance (None before there is a ledger), and whether this study is reserved in it already."""
+    from sequester.client.gate.ledger import Ledger
+
+    folder = home.dataset(config.data.id)
+    if not (folder / "ledger.db").is_file():
+        return None, False
+    ledger = Ledger(folder, read_only=True)
+    try:
+        digest = privacy.study_digest(study)
+        return ledger.balance(), any(row.body["study"] == digest for row in ledger.rows("reserve"))
+    finally:
+        ledger.close()
 
 
 def _title(study: Study, config: SiteConfig) -> str:

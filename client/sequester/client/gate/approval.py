@@ -78,8 +78,11 @@ def frozen(home: Home, config: SiteConfig, digest: str) -> Frozen:
         ) from None
 
 
-def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]) -> str:
-    """What the approver reads: what it asks, what would leave, what it costs, whom it trusts."""
+def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes], earlier: tuple[str, ...] = ()) -> str:
+    """What the approver reads: what it asks, what would leave, what it costs, whom it trusts.
+
+    `earlier` names the exact releases of this data so far: consent to one more is consent beside them.
+    """
     params = privacy.session_params(study)
     language = config.site.language if config.site.language in study.title else next(iter(study.title))
     lines = [
@@ -128,8 +131,9 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
             "",
             f"`{plan.name}` is EXACT: the opened sums are not protected by differential privacy. The best test for whether "
             f"a person was in the data would be right with probability {power:.3f} (0.5 is a coin).",
-            "Pairs of exact releases of this data are compared, so that no two differ by a few people; combinations of three "
-            "or more are not.",
+            "It marks this data for good: no certificate states an epsilon for life any more. Pairs of exact releases are "
+            "compared, so that no two differ by a few people; combinations of three or more are not.",
+            f"Earlier exact releases of this data: {', '.join(earlier) or 'none'}.",
         ]
         if analysis_of(plan).is_iterative(plan, study):
             lines.append("It is iterative: a dishonest exchange can read single patients.")
