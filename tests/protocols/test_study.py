@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from decimal import Decimal
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from contracts import FIELDS, fields, study
 from sequester.protocols import privacy
-from sequester.protocols.errors import RefusalCode, StudyError
+from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.signing import canonical
 from sequester.protocols.study import parse_study, read_study, study_json, validated
 
@@ -191,3 +194,46 @@ def test_calibration_spends_the_whole_epsilon_and_not_more() -> None:
         privacy.check_calibrated(
             one.model_copy(update={"privacy": one.privacy.model_copy(update={"epsilon": Decimal("2.9")})})
         )
+
+
+def _paths(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [p for key, child in inner for p in _paths(child, (*path, key))]
+
+
+STRANGE = st.sampled_from(
+    ["0", "-1", "1e30", "1e-30", "0.5", 0, -1, 1, 2**31, 2**53, 10**20, 1.5, True, None, "", [], {}, [[]], "NaN", "1e400",
+     "\ud800", "a" * 10000, "private", "exact", "double", "local", "replace-one", "log", "sqrt", "linear", "newton", 64]
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(_paths(study_json(study()))), STRANGE), min_size=1, max_size=3))
+def test_a_mangled_study_is_refused_or_is_another_study_that_reads_back(changes: list[tuple[Any, Any]]) -> None:
+    value = study_json(study())
+    for path, new in changes:
+        inner: Any = value
+        try:
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = new
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change took the branch away
+    try:
+        read = validated(value)
+    except StudyError as error:
+        assert error.message
+        return
+    data = canonical(study_json(read))
+    assert parse_study(data) == read
+    with contextlib.suppress(StudyError, PrivacyError):  # what a gate derives from it raises nothing else
+        privacy.session_params(read)
+        privacy.check_calibrated(read)
+        privacy.check_headroom(read)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=200) | st.binary(max_size=200))
+def test_text_and_bytes_of_any_kind_end_as_a_study_error(given_: str | bytes) -> None:
+    with pytest.raises(StudyError):
+        read_study(given_) if isinstance(given_, str) else parse_study(given_)

@@ -113,9 +113,9 @@ class Aggregation(Strict):
     """The secure sum (spec/secure-aggregation.md, section 2). None means that page's default for the roster size."""
 
     mode: Literal["strict", "double"]
-    max_corrupt: int | None = None
-    max_absent: int | None = None
-    min_active: int | None = None
+    max_corrupt: int | None = Field(default=None, ge=0, le=1000)
+    max_absent: int | None = Field(default=None, ge=0, le=1000)
+    min_active: int | None = Field(default=None, ge=0, le=1000)
     ring_bits: Literal[32, 64] = 32
     fraction_bits: int = Field(default=16, ge=4, le=40)
     suite: Literal["x25519-aes256ctr-v1"] = "x25519-aes256ctr-v1"
@@ -144,8 +144,8 @@ class Study(Strict):
     ethics: tuple[Reference, ...]
     agreement: tuple[Reference, ...]
     contact: str
-    retention_days: int = Field(gt=0)
-    publication_floor: int = Field(default=10, ge=5)
+    retention_days: int = Field(gt=0, le=10**9)
+    publication_floor: int = Field(default=10, ge=5, le=10**9)
     genome_build: Literal["NCBI36", "GRCh37", "GRCh38"] = "GRCh38"
     phenotype: Column
     covariates: tuple[Column, ...] = ()
@@ -154,8 +154,8 @@ class Study(Strict):
     cohort: CohortRule = CohortRule()
     analyses: tuple[Plan, ...]
     privacy: Privacy
-    n0: int = Field(gt=0)
-    n_max: int = Field(gt=0)
+    n0: int = Field(gt=0, le=10**9)
+    n_max: int = Field(gt=0, le=10**9)
     spare_attempts: int | None = Field(default=None, ge=0, le=1000)
     aggregation: Aggregation
     sites: tuple[StudySite, ...]
@@ -339,6 +339,10 @@ def validated(value: object, text: str = "") -> Study:
     """The study of a JSON-like value; its first fault as a `StudyError`, with the line where it was read from `text`."""
     try:
         return Study.model_validate(value)
+    except UnicodeError:
+        raise StudyError(
+            "a text holds half a character", hint="plain UTF-8 was expected", code=RefusalCode.STUDY
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "study"
