@@ -66,6 +66,11 @@ def test_the_exact_form_that_the_warfarin_template_describes_is_a_study_that_pas
         forecast(read_study(exact.replace("ring_bits: 64", "ring_bits: 32")))
 
 
+def test_new_without_a_path_prints_the_study(tmp_path: Path, home: Path) -> None:
+    said = run("new", "--template", "warfarin-dose", "--home", home)
+    assert said.exit_code == 0 and read_study(said.stdout).consortium == "alps"
+
+
 def test_new_leaves_an_existing_file_alone_and_names_unknown_templates(tmp_path: Path, home: Path) -> None:
     path = written(tmp_path, home)
     before = path.read_bytes()

@@ -53,7 +53,7 @@ def templates() -> dict[str, str]:
 
 
 def new(
-    output: Annotated[Path, typer.Argument(help="Where to write study.yaml; an existing file is left alone.")],
+    output: Annotated[Path | None, typer.Argument(help="Default: print it. An existing file is left alone.")] = None,
     template: Annotated[str, typer.Option("--template", help="risk-score or warfarin-dose.")] = "risk-score",
     site: Annotated[list[str] | None, typer.Option("--site", help="NAME=KEY (hex), once for each hospital.")] = None,
     consortium: Annotated[str, typer.Option("--consortium", help="Default: this home's consortium.")] = "",
@@ -74,6 +74,9 @@ def new(
     if site:
         text = text[: text.index("\nsites:\n")] + "\nsites:\n" + "".join(_site_line(s) for s in site)
     read_study(text)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
     try:
         with output.open("x", encoding="utf-8") as file:
             file.write(text)
