@@ -116,6 +116,17 @@ def _approval_by_another_site(home: Home) -> None:
     holds(home)
 
 
+def _not_ready(home: Home) -> None:
+    freeze(home, privacy.study_digest(STUDY), ready=False)
+    holds(home)
+
+
+def _new_words(home: Home) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(approval, "TEMPLATE", "approval/2")
+        holds(home)
+
+
 def _wrong_bundle(home: Home) -> None:
     folder = home.consortium("example") / "bundles"
     folder.mkdir()
@@ -144,6 +155,8 @@ def _unknown_coordinator(home: Home) -> None:
         (_refused, "this site refused"),
         (_approval_edited, "does not hold"),
         (_approval_by_another_site, "signed by"),
+        (_not_ready, "not ready"),
+        (_new_words, "another template"),
         (_wrong_bundle, "BUNDLE"),
         (_unknown_coordinator, "missing or damaged"),
     ],
@@ -200,6 +213,12 @@ def test_two_roles_are_two_persons(tmp_path: Path) -> None:
         say_yes(home, STUDY, "Two", "janitor")
     say_yes(home, STUDY, "Two", "pi")
     holds(home)
+    # and where the second document was made by other means than `approve`
+    path = home.consortium("example") / "approvals" / digest / "pi.json"
+    body = open_document(path.read_bytes(), "approval", None).body
+    path.write_bytes(sign_document("approval", body | {"person": sha256(b"One")}, NORTH))
+    with pytest.raises(SiteError, match="filled by one person"):
+        holds(home)
 
 
 def test_a_cohort_that_is_not_ready_cannot_be_approved_and_says_no_reason_aloud(home: Home) -> None:

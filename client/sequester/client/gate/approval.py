@@ -171,13 +171,7 @@ def sign(
     _raise_first(objections(home, consortium, config, study, raw_public(key)))
     if role not in config.policy.approvers:
         raise SiteError(f"role `{role}` approves nothing here", hint=f"roles: {', '.join(config.policy.approvers)}")
-    data = frozen(home, config, digest)
-    if not data.ready:
-        raise SiteError(
-            "this site is not ready for the study: the frozen cohort does not meet this site's own policy",
-            hint="`sequester-client data show` says why; the consortium is told nothing but `site not ready`",
-            code=RefusalCode.NOT_READY,
-        )
+    data = _ready(home, config, digest)
     body = _given(digest, config, data) | {
         "text": sha256(shown.encode()),
         "person": sha256(person.encode()),
@@ -271,7 +265,7 @@ def require_approved(home: Home, consortium: str, config: SiteConfig, study: Stu
     if (_folder(home, consortium, digest) / "refusal.json").exists():
         raise StudyError("this site refused the study", hint="an amendment is a new study", code=RefusalCode.POLICY)
     _raise_first(objections(home, consortium, config, study, own))
-    given = _given(digest, config, frozen(home, config, digest))
+    given = _given(digest, config, _ready(home, config, digest))
     valid = {}
     for body in _approvals(home, consortium, digest, own):
         for name, value in given.items():
@@ -303,6 +297,17 @@ def standing(home: Home, consortium: str, digest: str, roles: tuple[str, ...]) -
         return "refused"
     given = sum((folder / f"{role}.json").exists() for role in roles)
     return "approved" if given == len(roles) else f"{given} of {len(roles)} approved" if given else "not decided"
+
+
+def _ready(home: Home, config: SiteConfig, digest: str) -> Frozen:
+    data = frozen(home, config, digest)
+    if not data.ready:
+        raise SiteError(
+            "this site is not ready for the study: the frozen cohort does not meet this site's own policy",
+            hint="`sequester-client data show` says why; the consortium is told nothing but `site not ready`",
+            code=RefusalCode.NOT_READY,
+        )
+    return data
 
 
 def _given(digest: str, config: SiteConfig, data: Frozen) -> dict[str, Any]:
