@@ -1,1 +1,1 @@
-"""Made-up hospitals for the demo, rehearsals, audits and tests; never imported by a gate or an exchange."""
+"""Made-up hospitals for the demo, rehearsals, audits and tests: simulated genomes, simulated patients, a known truth."""
