@@ -14,6 +14,7 @@ import json
 import math
 import operator
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 from sequester.client.compute.genome.harmonise import match
 from sequester.client.compute.genome.plink import PlinkFiles
 from sequester.client.config import Home, SiteConfig
-from sequester.protocols.errors import SiteError
+from sequester.protocols.errors import SiteError, StudyError
 from sequester.protocols.signing import canonical, sha256
-from sequester.protocols.study import CONDITION, Column, Study, transformed
+from sequester.protocols.study import CONDITION, Column, Score, Study, standardisation, transformed
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MISSING_TEXT = frozenset({"", "NA", "NaN", "NULL", "."})
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
@@ -51,6 +53,11 @@ class Account:
 def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account:
     """Write the frozen cohort of a study and say what went in; refuses with the file, line or column at fault."""
     folder = home.dataset(config.data.id)
+    if config.data.genotypes and config.data.build != study.genome_build and study.variants:
+        raise SiteError(
+            f"the study is in {study.genome_build}, site.toml declares {config.data.build}",
+            hint="lift the files over and declare their new build; nothing is lifted silently",
+        )
     ids, table = _table(config)
     _one_row_each(config, ids)
     keep, counts = _belongs(study, table, _exclusions(folder, ids))
@@ -71,13 +78,12 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         before = int(keep.sum())
         keep &= np.array([i in genotype_row for i in ids], dtype=bool)
         counts["no_genotypes"] = before - int(keep.sum())
-    outcome = _column(study.phenotype, table, required=True)
+    outcome = _column(study.phenotype, table)
     before = int(keep.sum())
     keep &= ~np.isnan(outcome)
     counts["no_outcome"] = before - int(keep.sum())
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort([ids[i] for i in rows])] if len(rows) else rows
-    features = _covariates(study, table)[rows]
     categories: dict[str, int] = {}
     dosage = np.zeros((len(rows), 0), dtype=np.int8)
     if study.variants and files is not None:
@@ -85,6 +91,7 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         categories = found.categories
         read = files.counts([row for row in found.row if row >= 0])
         dosage = found.dosage(read[[genotype_row[ids[i]] for i in rows]])
+    features = _features(study, table, rows, dosage)
     key = _patients_key(folder)
     names = [hmac.digest(key, ids[i].encode(), "sha256") for i in rows]
     split = _split(study, key, names, table, rows)
@@ -97,11 +104,6 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         ready = False
         sentences.append(
             f"{absent} of {len(study.variants)} variants are not in the files: is the build {study.genome_build}?"
-        )
-    if config.data.genotypes and config.data.build != study.genome_build and study.variants:
-        raise SiteError(
-            f"the study is in {study.genome_build}, site.toml declares {config.data.build}",
-            hint="lift the files over and declare their new build; nothing is lifted silently",
         )
     arrays = {"dosage": dosage, "table": features, "outcome": _scaled(study.phenotype, outcome[rows]), "split": split}
     _write(folder, study, digest, config, arrays, names, ready)
@@ -216,14 +218,13 @@ def _strings(table: pl.DataFrame, name: str) -> list[str]:
 def _float(cell: str) -> float | None:
     if cell in MISSING_TEXT:
         return None
-    try:
-        value = float(cell)
-    except ValueError:
+    # ASCII digits and a point: Python's float would also take 1_000, inf and digits of other scripts
+    if _NUMBER.fullmatch(cell) is None or not math.isfinite(value := float(cell)):
         return math.nan
-    return value if math.isfinite(value) else None
+    return value
 
 
-def _column(column: Column, table: pl.DataFrame, *, required: bool) -> NDArray[np.float64]:
+def _column(column: Column, table: pl.DataFrame) -> NDArray[np.float64]:
     """float64 (rows,), NaN missing; values that are not what the study declares are refused with their row."""
     cells = _strings(table, column.name)
     if column.kind == "binary":
@@ -258,23 +259,18 @@ def _column(column: Column, table: pl.DataFrame, *, required: bool) -> NDArray[n
 
 
 def _scaled(column: Column, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    from sequester.protocols.study import standardisation
-
     centre, scale = standardisation(column)
     return (values - centre) / scale if column.kind == "quantitative" else values
 
 
-def _covariates(study: Study, table: pl.DataFrame) -> NDArray[np.float64]:
-    columns: list[NDArray[np.float64]] = []
-    n = table.height
-    for score in study.scores:
-        raw = Column(
-            name=score.name, kind="quantitative", lower=score.mean - 10 * score.sd, upper=score.mean + 10 * score.sd
-        )
-        columns.append(_column(raw, table, required=False))
+def _features(
+    study: Study, table: pl.DataFrame, rows: NDArray[np.int64], dosage: NDArray[np.int8]
+) -> NDArray[np.float64]:
+    """float64 (rows, scores and covariates), in the order of `Study.features()`, NaN missing."""
+    columns = [_score(score, study, table, rows, dosage) for score in study.scores]
     for column in study.covariates:
         if column.kind != "category":
-            columns.append(_column(column, table, required=False))
+            columns.append(_column(column, table)[rows])
             continue
         cells = _strings(table, column.name)
         known = set(column.values)
@@ -285,10 +281,36 @@ def _covariates(study: Study, table: pl.DataFrame) -> NDArray[np.float64]:
                     hint="allowed: " + ", ".join(column.values),
                 )
         for level in column.values[1:]:
-            columns.append(
-                np.array([1.0 if c == level or (level == "other" and c not in known) else 0.0 for c in cells])
-            )
-    return np.column_stack(columns) if columns else np.zeros((n, 0))
+            columns.append(np.array([_indicator(cells[i], level, known) for i in rows], dtype=np.float64))
+    return np.column_stack(columns) if columns else np.zeros((len(rows), 0))
+
+
+def _indicator(cell: str, level: str, known: set[str]) -> float:
+    """1 where the cell is of the level, NaN where it is missing (the public centre after standardising)."""
+    if cell in MISSING_TEXT and cell not in known:
+        return math.nan
+    return 1.0 if cell == level or (level == "other" and cell not in known) else 0.0
+
+
+def _score(
+    score: Score, study: Study, table: pl.DataFrame, rows: NDArray[np.int64], dosage: NDArray[np.int8]
+) -> NDArray[np.float64]:
+    """A published score, clamped to 3 public SD: from the study's variants, or, without weights, from its own column."""
+    if not score.weights:
+        reach = 10 * score.sd
+        raw = Column(name=score.name, kind="quantitative", lower=score.mean - reach, upper=score.mean + reach)
+        values = _column(raw, table)[rows]
+    else:
+        place = {v.id: j for j, v in enumerate(study.variants)}
+        values = np.zeros(len(rows))
+        for name, weight in score.weights:
+            if name not in place:
+                raise StudyError(f"score {score.name} weighs {name}, which the study does not list as a variant")
+            j = place[name]
+            copies = dosage[:, j].astype(np.float64)
+            values += float(weight) * np.where(copies < 0, 2 * float(study.variants[j].frequency), copies)
+    centre, reach_sd = float(score.mean), 3 * float(score.sd)
+    return np.clip(values, centre - reach_sd, centre + reach_sd)
 
 
 def _patients_key(folder: Path) -> bytes:
@@ -342,7 +364,7 @@ def _write(
                 os.fsync(file.fileno())
             files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         bitmap = b"".join(sorted(names))  # keyed names of the patients used: for differencing checks, local only
-        (temporary / "patients.bin").write_bytes(bitmap)
+        _durable(temporary / "patients.bin", bitmap)
         manifest = {
             "format": 1,
             "study": digest,
@@ -356,7 +378,7 @@ def _write(
             "ready": ready,
             "minimum_cohort_met": ready,
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+        _durable(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     except OSError as error:
@@ -364,3 +386,10 @@ def _write(
         raise SiteError(
             f"the frozen cohort cannot be written: {error.strerror}", hint="free disk space and run the command again"
         ) from None
+
+
+def _durable(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

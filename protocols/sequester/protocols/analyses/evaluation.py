@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, Result
-from sequester.protocols.analyses.glm import sigmoid
+from sequester.protocols.analyses.glm import predictor, sigmoid
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Evaluation:
         errors = np.zeros(4)
         for block in cohort.blocks(plan.part):
             model = block.fold if plan.folds else np.zeros(len(block.y), dtype=np.int64)
-            fitted = np.einsum("ij,ij->i", block.x, w[model]) + b[model]
+            fitted = predictor(block.x, w[model], b[model])
             predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
             e = np.minimum(np.abs(predicted - actual), bound) / bound
             within = np.abs(predicted - actual) <= 0.2 * actual
@@ -99,9 +99,9 @@ class Evaluation:
     def _histogram(self, plan: EvaluationPlan, study: Study, cohort: Cohort, w: Vector, bins: int) -> Sums:
         cells = np.zeros((len(subgroups(study)), 2, bins))
         sd = score_sd(w)
-        inner = edges(bins)[1:-1]
+        inner = edges(bins)[1:-1]  # a weight that is not finite puts patients into a bin, never into a refusal
         for block in cohort.blocks(plan.part):
-            bin_of = np.searchsorted(inner, (block.x @ w) / sd, side="right")
+            bin_of = np.searchsorted(inner, predictor(block.x, w / sd, 0.0), side="right")
             np.add.at(cells, (block.strata, (block.y > 0.5).astype(np.int64), bin_of), 1.0)
         return {"cells": cells}
 

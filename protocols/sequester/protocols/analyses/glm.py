@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, Result
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
+from sequester.protocols.errors import RefusalCode, StudyError
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -51,6 +52,21 @@ class GlmPlan(AnalysisPlan):
     prevalence: Number = Decimal("0.5")
     part: Part = "train"
 
+    @model_validator(mode="after")
+    def _can_be_run(self) -> GlmPlan:
+        for name in ("clip", "record_norm", "kappa", "step_scale"):
+            if not 0 < getattr(self, name) <= 1000:
+                raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1000")
+        if self.step is not None and not 0 < self.step <= 1000:
+            raise ValueError(f"step {self.step} is not between 0 and 1000")
+        if not 0 <= self.average_last <= 1:
+            raise ValueError(f"average_last {self.average_last} is not between 0 and 1")
+        if not 0 < self.prevalence < 1:
+            raise ValueError(f"prevalence {self.prevalence} is not between 0 and 1")
+        if self.mode == "private" and self.solver == "newton" and self.family == "linear":
+            raise ValueError("a private linear model by Newton has no bound on its residuals; use kind `linear`")
+        return self
+
 
 def sigmoid(z: Vector) -> Vector:
     """1 / (1 + exp(-z)) without overflow."""
@@ -64,6 +80,17 @@ def private_rows(x: Vector, plan: GlmPlan) -> tuple[Vector, float]:
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     rows *= np.minimum(1.0, float(plan.record_norm) / np.maximum(norms, 1e-300))[:, None]
     return rows, scale
+
+
+def predictor(x: Vector, w: Vector, b: float | Vector) -> Vector:
+    """x w + b, clamped to +-1e6 and 0 where it is not a number; `w` (features,) or one row for each of x.
+
+    Weights come from the exchange. Weights so large that one patient's value overflows would make the contribution not
+    finite, and the site's refusal would say that this patient is here: no refusal may depend on patients.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = x @ w + b if w.ndim == 1 else np.einsum("ij,ij->i", x, w) + b
+    return np.clip(np.nan_to_num(z, nan=0.0, posinf=1e6, neginf=-1e6), -1e6, 1e6)
 
 
 class Glm:
@@ -88,6 +115,7 @@ class Glm:
             return float(max(1, len(study.features()))) * 64.0
         if plan.solver == "gradient":
             return float(plan.clip)
+        few_columns(plan.name, study)
         bound = float(np.hypot(float(plan.record_norm), 1.0))
         return float(np.sqrt(bound**2 + bound**4 / 16))
 
@@ -135,9 +163,9 @@ class Glm:
         information, score, log_likelihood = np.zeros((p + 1, p + 1)), np.zeros(p + 1), 0.0
         for block in cohort.blocks(plan.part):
             x = block.x if plan.mode == "exact" else private_rows(block.x, plan)[0]
-            y = block.y if plan.mode == "exact" else np.clip(block.y, -1.0, 1.0)
+            y = block.y if plan.mode == "exact" else np.clip(block.y, 0.0, 1.0)  # so that |y - mu| <= 1
             ones = np.column_stack([np.ones(len(y)), x])  # (rows, 1 + features)
-            z = x @ w + b
+            z = predictor(x, w, b)
             if plan.family == "logistic":
                 mu = sigmoid(z)
                 weight = mu * (1 - mu)
@@ -224,6 +252,17 @@ class Glm:
         return Finished(result, {"w": state["w"], "b": state["b"]})
 
 
+def few_columns(name: str, study: Study) -> None:
+    """`StudyError` beyond 20 columns: sums of products pay noise on the square of their number."""
+    p = len(study.features())
+    if p > MAX_NEWTON_COLUMNS:
+        raise StudyError(
+            f"{name}: {p} features, private products of features are for at most {MAX_NEWTON_COLUMNS}",
+            hint="use kind `glm` with solver `gradient`",
+            code=RefusalCode.STUDY,
+        )
+
+
 def symmetric(packed: Vector, size: int) -> Vector:
     """The full matrix of a packed upper triangle."""
     full = np.zeros((size, size))
@@ -232,7 +271,7 @@ def symmetric(packed: Vector, size: int) -> Vector:
 
 
 def _residual(plan: GlmPlan, x: Vector, y: Vector, w: Vector, b: float) -> Vector:
-    z = x @ w + b
+    z = predictor(x, w, b)
     return (sigmoid(z) if plan.family == "logistic" else z) - y
 
 

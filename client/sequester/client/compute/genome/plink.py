@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sequester.protocols.errors import SiteError
 
+_TELLING = 20  # variants from which on one genotype everywhere is no person
 BED_MAGIC = bytes([0x6C, 0x1B, 0x01])
 
 
@@ -79,10 +80,20 @@ class PlinkFiles:
                     f"{self._genotypes.name} has {size} bytes; {n} people in .fam and {v} variants in .bim need {expected}",
                     hint="the three files do not belong together, or a copy was cut: copy all three again",
                 )
-            if n % 4 and v:
+            if not v or not n:
+                raise SiteError(
+                    f"{self._genotypes.name} holds {n} people and {v} variants", hint="copy the files again"
+                )
+            last = np.memmap(self._genotypes, dtype=np.uint8, mode="r", offset=3, shape=(v, width))[:, -1]
+            # a row too many in .fam makes padding a person: two copies of A1 everywhere
+            if v >= _TELLING and not (last & (3 << (2 * ((n - 1) % 4)))).any():
+                raise SiteError(
+                    f"the last person of {Path(self._prefix).name}.fam has two A1 alleles at all {v} variants",
+                    hint="rows of .fam are too many: use the .fam that was written with this .bed",
+                )
+            if n % 4:
                 mask = (0xFF << (2 * (n % 4))) & 0xFF
-                data = np.memmap(self._genotypes, dtype=np.uint8, mode="r", offset=3, shape=(v, width))
-                if (data[:, -1] & mask).any():
+                if (last & mask).any():
                     raise SiteError(
                         f"{self._genotypes.name} holds more people than the {n} of {Path(self._prefix).name}.fam",
                         hint="rows of .fam are missing: use the .fam that was written with this .bed",
@@ -100,7 +111,7 @@ class PlinkFiles:
             for row, index in enumerate(wanted):
                 reader.read(index, out[row])
             reader.close()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise SiteError(
                 f"{self._genotypes.name} cannot be read: {str(error).splitlines()[0]}", hint="copy the file again"
             ) from None
@@ -137,7 +148,14 @@ def _psam(path: Path) -> list[str]:
     body = lines[1:] if lines and lines[0].startswith("#") else lines
     if "IID" not in header:
         raise SiteError(f"{path.name} has no IID column", hint="`plink2 --make-pgen` writes one")
-    return [line.split()[header.index("IID")] for line in body]
+    column = header.index("IID")
+    ids = []
+    for number, line in enumerate(body, 1):
+        fields = line.split()
+        if len(fields) <= column:
+            raise SiteError(f"{path.name}, person {number}: {len(fields)} columns, {len(header)} were expected")
+        ids.append(fields[column])
+    return ids
 
 
 def _position(path: Path, number: int, text: str) -> int:
@@ -171,6 +189,10 @@ def _pvar(path: Path) -> list[Row]:
     if not lines or not lines[0][1].startswith("#CHROM"):
         raise SiteError(f"{path.name} has no #CHROM header", hint="`plink2 --make-pgen` writes one")
     header = lines[0][1].lstrip("#").split()
+    if not {"CHROM", "POS", "REF", "ALT"} <= set(header):
+        raise SiteError(
+            f"{path.name}: the header lacks CHROM, POS, REF or ALT", hint="`plink2 --make-pgen` writes them"
+        )
     chrom, pos, ref, alt = (header.index(name) for name in ("CHROM", "POS", "REF", "ALT"))
     rows = []
     for number, line in lines[1:]:
