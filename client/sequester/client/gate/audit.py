@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,27 +22,39 @@ class Finding:
     sentence: str
 
 
-def verify(ledger: Ledger, witnessed: list[tuple[int, bytes]]) -> Finding:
+def verify(folder: Path, witnessed: list[tuple[int, bytes]]) -> Finding:
     """The first thing that is wrong with a ledger.
 
     `witnessed` are heads (number, hash) this data set once signed and others kept: they notice a cut tail, a rewritten
     chain and a restored copy, which a chain alone cannot.
     """
+    db = sqlite3.connect(f"file:{folder / 'ledger.db'}?mode=ro", uri=True)
+    try:
+        rows = db.execute("SELECT seq, body, hash, signature FROM rows ORDER BY seq").fetchall()
+    except sqlite3.DatabaseError as error:
+        return Finding(1, f"the ledger cannot be read: {error}")
+    finally:
+        db.close()
+    heads: dict[int, bytes] = {}
     previous, expected, key = GENESIS, 1, None
-    for row in ledger.rows():
-        if key is None:
-            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(row.body["key"]))
-        if row.seq != expected or row.body["seq"] != expected:
-            return Finding(expected, f"entry {expected} is missing")
-        if row.body["previous"] != previous.hex() or bytes.fromhex(sha256(row.raw)) != row.hash:
-            return Finding(expected, f"entry {expected} was changed, or does not follow the one before it")
+    for seq, raw, digest, signature in rows:
         try:
-            key.verify(row.signature, b"sequester-ledger/v1/" + row.hash)
+            body = json.loads(raw)
+            if key is None:
+                key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(body["key"]))
+            if seq != expected or body["seq"] != expected:
+                return Finding(expected, f"entry {expected} is missing")
+            if body["previous"] != previous.hex() or bytes.fromhex(sha256(raw)) != digest:
+                return Finding(expected, f"entry {expected} was changed, or does not follow the one before it")
+            key.verify(signature, b"sequester-ledger/v1/" + digest)
         except InvalidSignature:
             return Finding(expected, f"entry {expected} is not signed by this data set's key")
-        previous, expected = row.hash, expected + 1
+        except (ValueError, KeyError, TypeError):
+            return Finding(expected, f"entry {expected} is not an entry of a ledger")
+        heads[seq] = previous = digest
+        expected += 1
     for counter, head in sorted(witnessed):
-        held = ledger.head_at(counter)
+        held = heads.get(counter)
         if held is None:
             return Finding(
                 expected, f"others hold your signature on entry {counter}; this ledger ends at {expected - 1}"
@@ -52,9 +65,13 @@ def verify(ledger: Ledger, witnessed: list[tuple[int, bytes]]) -> Finding:
 
 
 def witnesses(consortia: list[Path], data_set: str) -> list[tuple[int, bytes]]:
-    """Heads of this data set that the site's own and its peers' records hold, from every consortium folder."""
+    """Heads of this data set that its receipts and what peers sent back hold, from every consortium folder."""
     heads = []
     for folder in consortia:
+        for receipt in sorted((folder / "receipts").glob("*.json")):
+            body = json.loads(receipt.read_text("utf-8"))["body"]
+            if body["data_set"] == data_set:
+                heads.append((int(body["ledger"]["counter"]), bytes.fromhex(body["ledger"]["head"])))
         path = folder / "witness.json"
         if path.exists():
             rows = json.loads(path.read_text("utf-8"))

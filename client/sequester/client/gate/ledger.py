@@ -11,8 +11,9 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,24 @@ class Balance:
         return self.cap - self.reserved - self.spent
 
 
+@dataclass(slots=True)
+class _Standing:
+    """One study in the ledger: what it may release, what it has released, and whether it is over."""
+
+    planned: dict[str, Event] = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
+    used: Counter[str] = field(default_factory=Counter)
+    open: bool = False
+
+    def spent(self) -> list[Event]:
+        """Events of the private charges made so far."""
+        return [replace(event, count=self.used[name]) for name, event in self.planned.items() if self.used[name]]
+
+    def charged(self) -> list[Event]:
+        """What counts against the budget: everything reserved while the study runs, what was spent when it is over."""
+        return list(self.planned.values()) if self.open else self.spent()
+
+
 class Ledger:
     """The ledger in `folder` (`datasets/<id>/`)."""
 
@@ -77,39 +96,55 @@ class Ledger:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         else:
             self._take_lock()
-            self._key = _load_key(folder)
+            self._key = signing_key(folder)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-        last = self._db.execute("SELECT seq, hash FROM rows ORDER BY seq DESC LIMIT 1").fetchone()
-        self._counter, self._head = last if last is not None else (0, GENESIS)
-        self._founded: dict[str, Any] = next(self.rows()).body
-        self._charges: dict[tuple[str, str], int] | None = None
+        self._is_read_only = read_only
+        self._counter: int = 0
+        self._head: bytes = GENESIS
+        self._standings: dict[str, _Standing] = {}
+        self._founded: dict[str, Any] = self._read()
 
     @classmethod
     def found(cls, folder: Path, policy: Policy) -> None:
-        """Found a ledger with the policy's life budget; does nothing where one stands."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if (folder / "ledger.db").exists():
+        """Found a ledger with the policy's life budget; does nothing where one stands.
+
+        `ledger.db` appears whole or not at all. A key without a ledger is refused: a new ledger would be a new budget.
+        """
+        path, unfinished = folder / "ledger.db", folder / "ledger.db.new"
+        if path.exists():
             return
         cap(float(policy.epsilon_life), float(policy.delta), float(policy.order_life))  # refuses a cap that cannot hold
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not unfinished.exists():
+            if (folder / "ledger.key").exists():
+                raise SiteError(
+                    f"{folder} has a ledger's key and no ledger", hint="restore ledger.db: a new one would spend twice"
+                )
+            unfinished.touch(mode=0o600)
+        if (folder / "ledger.key").exists():
+            (folder / "ledger.key").unlink()  # founding was cut short: nothing was ever signed with it
+        unfinished.write_bytes(b"")
         key = Ed25519PrivateKey.generate()
         descriptor = os.open(folder / "ledger.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
             file.flush()
             os.fsync(file.fileno())
-        db = sqlite3.connect(folder / "ledger.db", isolation_level=None)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.executescript(_TABLE)
         body = {
             "epsilon_life": str(policy.epsilon_life), "delta": str(policy.delta), "order": str(policy.order_life),
             "data_set": folder.name, "key": raw_public(key).hex(),
         }  # fmt: skip
-        raw, digest, signature = _sealed(key, 1, GENESIS, "founded", body)
-        db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (1, raw, digest, signature))
+        db = sqlite3.connect(unfinished, isolation_level=None)
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(_TABLE)
+        db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (1, *_sealed(key, 1, GENESIS, "founded", body)))
         db.close()
+        unfinished.replace(path)
+        directory = os.open(folder, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
     def _take_lock(self) -> None:
         self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -136,16 +171,73 @@ class Ledger:
 
     def append(self, kind: str, fields: dict[str, Any]) -> int:
         """Append one row, durable when this returns; its number. A disk that cannot take it is a `SiteError`."""
-        seq = self._counter + 1
-        raw, digest, signature = _sealed(self._key, seq, self._head, kind, fields)
+        return self.append_many([(kind, fields)])
+
+    def append_many(self, entries: Sequence[tuple[str, dict[str, Any]]]) -> int:
+        """Append rows in one commit: all of them or none; the last one's number."""
+        seq, head, sealed, bodies = self._counter, self._head, [], []
+        for kind, fields in entries:
+            seq += 1
+            raw, digest, signature = _sealed(self._key, seq, head, kind, fields)
+            sealed.append((seq, raw, digest, signature))
+            bodies.append(json.loads(raw))
+            head = digest
         try:
-            self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (seq, raw, digest, signature))
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", sealed)
+            self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise SiteError(
                 f"the ledger cannot be written: {error}", hint="free disk space; nothing was sent and nothing is lost"
             ) from None
-        self._counter, self._head = seq, digest
+        self._counter, self._head = seq, head
+        for body in bodies:
+            self._take(body)
         return seq
+
+    def _read(self) -> dict[str, Any]:
+        """Take in every row; the first one's body."""
+        self._counter, self._head, self._standings = 0, GENESIS, {}
+        founded: dict[str, Any] = {}
+        try:
+            for row in self.rows():
+                founded = founded or row.body
+                self._take(row.body)
+                self._counter, self._head = row.seq, row.hash
+        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError):
+            founded = {}
+        if founded.get("kind") != "founded":
+            self.close()
+            raise SiteError(
+                f"the ledger of data set `{self.data_set}` cannot be read beyond entry {self._counter}",
+                hint="restore the newest copy, then `sequester-client audit verify`",
+            )
+        return founded
+
+    def _take(self, body: dict[str, Any]) -> None:
+        """What one row changes: the last `reserve` or `settle` of a study says whether it is open."""
+        kind = body["kind"]
+        if kind not in ("reserve", "exact", "spend", "settle"):
+            return
+        standing = self._standings.setdefault(body["study"], _Standing())
+        match kind:
+            case "reserve":
+                standing.planned = {e["analysis"]: Event.from_json(e) for e in body["events"]}
+                standing.exact.update(body["exact"])
+                standing.open = True
+            case "exact":
+                standing.exact.update(body["analyses"])
+            case "spend":
+                standing.used[body["analysis"]] += 1
+            case "settle":
+                standing.open = False
+
+    def _studies(self) -> dict[str, _Standing]:
+        if self._is_read_only:
+            self._read()  # another process may have written since
+        return self._standings
 
     def rows(self, kind: str | None = None) -> Iterator[Row]:
         """Every row, oldest first."""
@@ -167,82 +259,76 @@ class Ledger:
 
     def balance(self) -> Balance:
         """Where the budget stands."""
+        studies = self._studies()
         order, delta = float(self._founded["order"]), float(self._founded["delta"])
         total = cap(float(self._founded["epsilon_life"]), delta, order)
-        settled = {row.body["study"]: row.body for row in self.rows("settle")}
-        reserved = spent = 0.0
-        charged: list[Event] = []
-        exact: set[str] = set()
-        for row in self.rows("reserve"):
-            study = row.body["study"]
-            exact.update(f"{study[:12]}/{name}" for name in row.body["exact"])
-            planned = [Event.from_json(event) for event in row.body["events"]]
-            if study in settled:
-                used = [Event.from_json(event) for event in settled[study]["events"]]
-                spent += sum(cost(event, order) for event in used if event.count)
-                charged += used
-            else:
-                reserved += sum(cost(event, order) for event in planned)
-                charged += planned
-        return Balance(order, delta, total, reserved, spent, epsilon_pld(charged, delta), tuple(sorted(exact)))
+        reserved, spent = self._totals()
+        charged = [event for standing in studies.values() for event in standing.charged()]
+        exact = sorted(f"{study[:12]}/{name}" for study, standing in studies.items() for name in standing.exact)
+        return Balance(order, delta, total, reserved, spent, epsilon_pld(charged, delta), tuple(exact))
+
+    def _totals(self) -> tuple[float, float]:
+        """(reserved by running studies, spent by ended ones) as RDP at the ledger's order."""
+        order = float(self._founded["order"])
+        totals = {True: 0.0, False: 0.0}
+        for standing in self._standings.values():
+            totals[standing.open] += sum(cost(event, order) for event in standing.charged())
+        return totals[True], totals[False]
 
     def reserve(self, study: str, events: list[Event], exact: list[str]) -> None:
-        """Reserve every charge of a study, spare attempts included; refused before any change where it does not fit."""
-        if any(row.body["study"] == study for row in self.rows("reserve")):
-            return  # a new epoch of the same study: its reservation stands, charges already spent stay spent
-        now = self.balance()
-        asked = sum(cost(event, now.order) for event in events)
-        if asked > now.left * (1 + 1e-12):
+        """Reserve every charge of a study, spare attempts included; refused before any change where it does not fit.
+
+        A running study keeps its reservation in a new epoch. One that was settled and comes back reserves what it gave
+        back, and charges that it has spent stay spent.
+        """
+        held = self._studies().get(study, _Standing())
+        if held.open:
+            return
+        order = float(self._founded["order"])
+        total = cap(float(self._founded["epsilon_life"]), float(self._founded["delta"]), order)
+        reserved, spent = self._totals()
+        asked = sum(cost(event, order) for event in events) - sum(cost(event, order) for event in held.spent())
+        left = total - reserved - spent
+        if asked > left * (1 + 1e-12):
             raise PrivacyError(
-                f"the study costs {asked:.4f} at order {now.order:g}; {now.left:.4f} of {now.cap:.4f} are left "
-                f"(reserved {now.reserved:.4f}, spent {now.spent:.4f})",
+                f"the study costs {asked:.4f} at order {order:g}; {left:.4f} of {total:.4f} are left "
+                f"(reserved {reserved:.4f}, spent {spent:.4f})",
                 hint="the data set's budget for life does not hold this study; ask for one with a smaller epsilon",
                 code=RefusalCode.BUDGET,
             )
+        rows: list[tuple[str, dict[str, Any]]] = []
         if exact:
-            self.append("exact", {"study": study, "analyses": exact})
-        self.append("reserve", {"study": study, "events": [event.json() for event in events], "exact": exact})
+            rows.append(("exact", {"study": study, "analyses": exact}))
+        rows.append(("reserve", {"study": study, "events": [event.json() for event in events], "exact": exact}))
+        self.append_many(rows)
 
     def spend(self, study: str, analysis: str, step: int, attempt: int) -> None:
-        """One charge, written before the bytes it pays for; never beyond what was reserved."""
-        reserved = {
-            e["analysis"]: int(e["count"])
-            for row in self.rows("reserve")
-            if row.body["study"] == study
-            for e in row.body["events"]
-        }
-        if analysis in reserved:
-            used = self._spent(study).get(analysis, 0)
-            if used >= reserved[analysis]:
-                raise PrivacyError(f"{analysis} has spent its {reserved[analysis]} reserved charges")
+        """One charge, written before the bytes it pays for; never beyond what was reserved, never after the end."""
+        held = self._standings.get(study, _Standing())
+        if not held.open or (analysis not in held.planned and analysis not in held.exact):
+            raise PrivacyError(
+                f"nothing is reserved for {analysis} of study {study[:12]}",
+                hint="nothing was sent; a study that ended here comes back with a new epoch only",
+                code=RefusalCode.BUDGET,
+            )
+        if analysis in held.planned and held.used[analysis] >= held.planned[analysis].count:
+            raise PrivacyError(
+                f"{analysis} has spent its {held.planned[analysis].count} reserved charges",
+                hint="nothing was sent; the study ends for this analysis",
+                code=RefusalCode.BUDGET,
+            )
         self.append("spend", {"study": study, "analysis": analysis, "step": step, "attempt": attempt})
-        if self._charges is not None:
-            self._charges[(study, analysis)] = self._charges.get((study, analysis), 0) + 1
 
     def charges_spent(self, study: str) -> dict[str, int]:
         """Charges of a study by analysis."""
-        return dict(self._spent(study))
-
-    def _spent(self, study: str) -> dict[str, int]:
-        if self._charges is None:
-            self._charges = {}
-            for row in self.rows("spend"):
-                key = (row.body["study"], row.body["analysis"])
-                self._charges[key] = self._charges.get(key, 0) + 1
-        return {analysis: n for (s, analysis), n in self._charges.items() if s == study}
+        return dict(self._studies().get(study, _Standing()).used)
 
     def settle(self, study: str) -> None:
         """The study is over here: what was spent counts from now on; what was reserved and never spent is free again."""
-        reserve = next((row for row in self.rows("reserve") if row.body["study"] == study), None)
-        if reserve is None or any(row.body["study"] == study for row in self.rows("settle")):
+        held = self._standings.get(study)
+        if held is None or not held.open:
             return
-        used = self._spent(study)
-        events = [
-            {**event, "count": used[event["analysis"]]}
-            for event in reserve.body["events"]
-            if used.get(event["analysis"])
-        ]
-        self.append("settle", {"study": study, "events": events})
+        self.append("settle", {"study": study, "events": [event.json() for event in held.spent()]})
 
     def egress(self, study: str, round_number: int, kind: str, n_bytes: int, digest: str) -> None:
         """What is about to leave: study, round, kind, bytes, SHA-256."""
@@ -273,7 +359,8 @@ def _sealed(
     return raw, digest, key.sign(b"sequester-ledger/v1/" + digest)
 
 
-def _load_key(folder: Path) -> Ed25519PrivateKey:
+def signing_key(folder: Path) -> Ed25519PrivateKey:
+    """The data set's own key, which signs every entry."""
     try:
         key = load_pem_private_key((folder / "ledger.key").read_bytes(), None)
     except (OSError, ValueError):
