@@ -105,7 +105,12 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         sentences.append(
             f"{absent} of {len(study.variants)} variants are not in the files: is the build {study.genome_build}?"
         )
-    arrays = {"dosage": dosage, "table": features, "outcome": _scaled(study.phenotype, outcome[rows]), "split": split}
+    arrays: dict[str, NDArray[Any]] = {
+        "dosage": dosage,
+        "table": features,
+        "outcome": _scaled(study.phenotype, outcome[rows]),
+        "split": split,
+    }
     _write(folder, study, digest, config, arrays, names, ready)
     return Account(ready, len(rows), counts, categories, tuple(sentences))
 

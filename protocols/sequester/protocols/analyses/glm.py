@@ -54,15 +54,6 @@ class GlmPlan(AnalysisPlan):
 
     @model_validator(mode="after")
     def _can_be_run(self) -> GlmPlan:
-        for name in ("clip", "record_norm", "kappa", "step_scale"):
-            if not 0 < getattr(self, name) <= 1000:
-                raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1000")
-        if self.step is not None and not 0 < self.step <= 1000:
-            raise ValueError(f"step {self.step} is not between 0 and 1000")
-        if not 0 <= self.average_last <= 1:
-            raise ValueError(f"average_last {self.average_last} is not between 0 and 1")
-        if not 0 < self.prevalence < 1:
-            raise ValueError(f"prevalence {self.prevalence} is not between 0 and 1")
         if self.mode == "private" and self.solver == "newton" and self.family == "linear":
             raise ValueError("a private linear model by Newton has no bound on its residuals; use kind `linear`")
         return self
