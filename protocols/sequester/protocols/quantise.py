@@ -42,7 +42,8 @@ class Codec:
 
     def encode(self, vector: NDArray[np.float64]) -> NDArray[np.int64]:
         """Nearest multiples of 2^-b as int64; NaN, infinity and anything beyond 2^53 steps are refused (C21)."""
-        scaled = vector * float(2**self.fraction_bits)
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            scaled = vector * float(2**self.fraction_bits)
         if not np.isfinite(scaled).all() or (scaled.size and float(np.abs(scaled).max()) >= 2.0**53):  # C21
             raise SiteError(
                 "a contribution is not finite, or too large for the plan's fraction bits",
