@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, Result
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
-from sequester.protocols.errors import RefusalCode, StudyError
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -106,7 +105,6 @@ class Glm:
             return float(max(1, len(study.features()))) * 64.0
         if plan.solver == "gradient":
             return float(plan.clip)
-        few_columns(plan.name, study)
         bound = float(np.hypot(float(plan.record_norm), 1.0))
         return float(np.sqrt(bound**2 + bound**4 / 16))
 
@@ -241,17 +239,6 @@ class Glm:
         if separated:
             result["separated"] = separated
         return Finished(result, {"w": state["w"], "b": state["b"]})
-
-
-def few_columns(name: str, study: Study) -> None:
-    """`StudyError` beyond 20 columns: sums of products pay noise on the square of their number."""
-    p = len(study.features())
-    if p > MAX_NEWTON_COLUMNS:
-        raise StudyError(
-            f"{name}: {p} features, private products of features are for at most {MAX_NEWTON_COLUMNS}",
-            hint="use kind `glm` with solver `gradient`",
-            code=RefusalCode.STUDY,
-        )
 
 
 def symmetric(packed: Vector, size: int) -> Vector:

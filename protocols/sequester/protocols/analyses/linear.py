@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part
-from sequester.protocols.analyses.glm import few_columns, symmetric, weights_result
+from sequester.protocols.analyses.glm import symmetric, weights_result
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class Linear:
     def sensitivity(self, plan: LinearPlan, study: Study) -> float:
         if plan.mode == "exact":
             return 64.0 * max(1, len(study.features()))  # head-room only: nothing is clipped
-        few_columns(plan.name, study)
         b = float(plan.record_norm)
         return float(np.sqrt(b**4 + b**2 + 1 + 1))
 
