@@ -8,8 +8,9 @@ variable time, so the gate draws before it looks at the vector.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -70,16 +71,19 @@ def _bernoulli_exp(
     threshold = np.exp(-exponents)
     accept = uniform < threshold
     for i in np.flatnonzero(np.abs(uniform - threshold) < _NEAR):
-        accept[i] = _decide(int(words[i]), exact(int(i)), source)
+        accept[i] = _decide(int(words[i]), partial(exact, int(i)), source)
     return accept
 
 
-def _decide(word: int, exponent: mpmath.mpf, source: ByteSource) -> bool:
-    """Whether the uniform that starts with `word` lies below exp(-exponent): words are appended until it is clear."""
+def _decide(word: int, exponent: Callable[[], mpmath.mpf], source: ByteSource) -> bool:
+    """Whether the uniform that starts with `word` lies below exp(-exponent): words are appended until it is clear.
+
+    The exponent is computed in here, at the working precision: a quotient made outside would carry 53 bits only.
+    """
     bits = 64
     while True:
         with mpmath.workprec(256 + bits):
-            threshold = mpmath.exp(-exponent) * mpmath.mpf(2) ** bits
+            threshold = mpmath.exp(-exponent()) * mpmath.mpf(2) ** bits
             if word + 1 <= threshold - mpmath.mpf(2) ** -128:
                 return True
             if word >= threshold + mpmath.mpf(2) ** -128:
@@ -114,4 +118,5 @@ def _candidates(sigma: int, n: int, source: ByteSource) -> NDArray[np.int64]:
         lambda i: mpmath.mpf(int(distance[i])) ** 2 / (2 * mpmath.mpf(sigma) ** 2 * mpmath.mpf(t) ** 2),
         source,
     )
-    return np.where(negative, -x, x)[accept]
+    signed: NDArray[np.int64] = np.where(negative, -x, x)[accept]
+    return signed

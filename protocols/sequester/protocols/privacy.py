@@ -167,7 +167,8 @@ def layout(study: Study, plan: Plan, step: int) -> Layout:
 def clip_int(study: Study, plan: Plan, of: Layout) -> int:
     """C_int = ceil(C (1 + 1e-5) 2^b + sqrt(d)); twice that under replace-one adjacency."""
     sensitivity = analysis_of(plan).sensitivity(plan, study)
-    bound = math.ceil(sensitivity * (1 + CLIP_SLACK) * 2**study.aggregation.fraction_bits + math.sqrt(of.coordinates))
+    step = float(2**study.aggregation.fraction_bits)
+    bound = math.ceil(sensitivity * (1 + CLIP_SLACK) * step + math.sqrt(of.coordinates))
     return 2 * bound if study.privacy.adjacency == "replace-one" else bound
 
 
