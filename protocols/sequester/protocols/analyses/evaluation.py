@@ -112,11 +112,8 @@ class Evaluation:
             sd = score_sd(state["w"][0])
             result = discrimination(cells.sum(axis=0), noise_sd * np.sqrt(len(cells)), study.publication_floor)
             result["calibration"] = _calibration(cells.sum(axis=0), sd, float(state["b"][0]), study.publication_floor)
-            result["groups"] = {
-                name: discrimination(cells[g], noise_sd, study.publication_floor)
-                for g, name in enumerate(subgroups(study))
-                if len(cells) > 1
-            }
+            if len(cells) > 1:
+                result["groups"] = _groups(cells, subgroups(study), noise_sd, study.publication_floor)
             return Finished(result, {})
         n, e, squared, within = (float(v) for v in sums["errors"])
         bound = float(plan.error_bound)
@@ -180,6 +177,19 @@ def discrimination(cells: Vector, noise_sd: float, floor: int) -> Result:
         for i in range(len(cases), -1, -1)
     ]
     return {"auc": {"value": auc, "low": max(auc - half, 0.0), "high": min(auc + half, 1.0)}, "roc": roc}
+
+
+def _groups(cells: Vector, names: tuple[str, ...], noise_sd: float, floor: int) -> Result:
+    """Discrimination of each group; one suppressed group takes the smallest shown one with it.
+
+    Otherwise the total minus the groups that are shown is the group that is not (spec/genomics.md, section 5).
+    """
+    found = {name: discrimination(cells[g], noise_sd, floor) for g, name in enumerate(names)}
+    hidden = [name for name in names if "suppressed" in found[name]]
+    if len(hidden) == 1:
+        size = {name: float(cells[g].sum()) for g, name in enumerate(names) if name != hidden[0]}
+        found[min(size, key=lambda name: size[name])] = {"suppressed": "complement"}
+    return found
 
 
 def _calibration(cells: Vector, sd: float, intercept: float, floor: int) -> list[list[float]]:
