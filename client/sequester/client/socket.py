@@ -55,7 +55,7 @@ class Channel:
         try:
             header = json.loads(self._take(head_size))
             kind = str(header.pop("kind"))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise PeerError("a header on the compute socket that makes no sense") from None
         (size,) = struct.unpack(">Q", self._take(8))
         if size > MAX_PAYLOAD:
