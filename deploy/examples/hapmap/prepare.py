@@ -1,0 +1,97 @@
+"""The 1000 Genomes phase 1 people as five hospitals by region, with a simulated trait: real genotypes, real ancestry.
+
+    python deploy/examples/hapmap/prepare.py hapmap3_1kg OUT
+
+Writes OUT/<hospital>/genotypes.* and phenotypes.csv, OUT/study.yaml, and OUT/truth/effects.csv, which no hospital reads.
+Public frequencies are those of HapMap 3, matched by name and alleles. Cite the International HapMap Consortium and the
+1000 Genomes Project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from sequester.client.compute.genome.plink import PlinkFiles
+from sequester.simulate.plink import Line, write_bed
+
+PANEL = "HM3_thinned_autosomal_overlap"
+PEOPLE = "1kg.ref.phase1_release_v3.20101123_thinned_autosomal_overlap"
+HOSPITALS = {
+    "africa": ("YRI", "LWK", "ASW"),
+    "america": ("MXL", "CLM", "PUR"),
+    "east-asia": ("CHB", "CHS", "JPT"),
+    "europe-north": ("CEU", "GBR", "FIN"),
+    "europe-south": ("TSI", "IBS"),
+}
+VARIANTS, EFFECT, PREVALENCE = 12, 0.35, 0.3
+
+
+def names(prefix: Path) -> list[str]:
+    """The variant ids of a .bim file, in order."""
+    return [line.split()[1] for line in prefix.with_name(prefix.name + ".bim").read_text("utf-8").splitlines()]
+
+
+def main() -> None:
+    """Write the hospitals; the seed is fixed, so the trait is the same each time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder with the .bed/.bim/.fam files and sample_labels.csv")
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(1)
+    panel, people = (PlinkFiles(str(arguments.source / name)) for name in (PANEL, PEOPLE))
+    ids = names(arguments.source / PEOPLE)
+    panel_row = {name: i for i, name in enumerate(names(arguments.source / PANEL))}
+    with (arguments.source / "sample_labels.csv").open(encoding="utf-8", newline="") as file:
+        label = {row["iid"]: row["population"] for row in csv.DictReader(file) if row["dataset"] == "1kg"}
+
+    counts = people.counts(range(len(people.variants)))
+    frequency = np.full(len(ids), np.nan)
+    of_panel = panel.counts(range(len(panel.variants))).astype(np.float32)
+    of_panel[of_panel < 0] = np.nan
+    panel_frequency = np.nanmean(of_panel, axis=0) / 2
+    for j, name in enumerate(ids):
+        there = panel.variants[panel_row[name]] if name in panel_row else None
+        if there is not None and (there.counted, there.other) == (people.variants[j].counted, people.variants[j].other):
+            frequency[j] = panel_frequency[panel_row[name]]
+    palindromic = np.array([{v.counted, v.other} in ({"A", "T"}, {"C", "G"}) for v in people.variants])
+    fit = np.flatnonzero((frequency > 0.2) & (frequency < 0.8) & ~palindromic)
+    chosen = np.sort(rng.choice(fit, VARIANTS, replace=False))
+    effects = rng.choice((-1.0, 1.0), VARIANTS) * EFFECT
+    dosage = np.where(counts[:, chosen] < 0, 2 * frequency[chosen], counts[:, chosen])
+    liability = (dosage - 2 * frequency[chosen]) @ effects + rng.standard_normal(len(people.samples))
+    case = (liability > np.quantile(liability, 1 - PREVALENCE)).astype(int)
+
+    lines = [Line(v.chromosome, ids[j], v.position, v.counted, v.other) for j, v in enumerate(people.variants)]
+    for hospital, populations in HOSPITALS.items():
+        rows = [i for i, sample in enumerate(people.samples) if label.get(sample) in populations]
+        folder = arguments.out / hospital
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bed(folder / "genotypes", [people.samples[i] for i in rows], lines, counts[rows])
+        table = ["patient,case,population"] + [
+            f"{people.samples[i]},{case[i]},{label[people.samples[i]]}" for i in rows
+        ]
+        (folder / "phenotypes.csv").write_text("\n".join(table) + "\n", "utf-8")
+        print(f"{hospital}: {len(rows)} people")
+    _write_study(arguments.out, lines, chosen, frequency)
+    (arguments.out / "truth").mkdir(exist_ok=True)
+    truth = ["variant,effect"] + [f"{ids[j]},{effect}" for j, effect in zip(chosen, effects, strict=True)]
+    (arguments.out / "truth/effects.csv").write_text("\n".join(truth) + "\n", "utf-8")
+
+
+def _write_study(out: Path, lines: list[Line], chosen: np.ndarray, frequency: np.ndarray) -> None:
+    text = Path(__file__).with_name("study.yaml").read_text("utf-8") + "variants:\n"
+    for j in chosen:
+        v = lines[j]
+        text += (
+            f'  - {{id: {v.id}, chromosome: "{v.chromosome}", position: {v.position}, effect: {v.counted}, '
+            f"other: {v.other}, frequency: {frequency[j]:.4f}}}\n"
+        )
+    (out / "study.yaml").write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
