@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg import keys, masks, shamir
 from sequester.protocols.secagg.member import Admission, Member
 from sequester.protocols.secagg.messages import (
@@ -27,26 +28,23 @@ from sequester.protocols.secagg.messages import (
     KeyAdvertisement,
     MaskedInput,
     Message,
-    Mode,
     PairSeeds,
     Persist,
     Ratification,
     Refusal,
-    RingVector,
     Roster,
     RoundCancel,
     RoundStart,
     SeedRequest,
     Send,
-    SessionParams,
     SessionProposal,
     StoreOutbox,
     SurvivorAck,
     SurvivorProposal,
-    Task,
     UnmaskRequest,
     UnmaskShares,
 )
+from sequester.protocols.session import Mode, SessionParams, Task
 
 STUDY = hashlib.sha256(b"study").digest()
 LENGTH = 6

@@ -507,7 +507,7 @@ def test_every_split_of_the_honest_sites_opens_the_whole_or_a_part_and_never_bot
 
 
 def test_a_threshold_one_lower_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "threshold", lambda n, c: (n + c) // 2)
+    monkeypatch.setattr(session, "threshold", lambda n, c: (n + c) // 2)
     adversary = Adversary(5, 1, absent=2)  # t is 3 now: two honest sites release the whole, two agree without them
     ctx = adversary.play(adversary.begin(1))
     for i in (0, 1):

@@ -13,10 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from sequester.protocols import noise
+from sequester.protocols import noise, session
 from sequester.protocols.errors import PrivacyError
 from sequester.protocols.noise import aes_stream, discrete_gaussian
-from sequester.protocols.secagg import keys
 
 
 def seeded(seed: int) -> noise.ByteSource:
@@ -88,7 +87,7 @@ def test_a_comparison_that_64_bits_cannot_settle_takes_more_of_the_stream() -> N
 @pytest.mark.parametrize("sites", [3, 5, 10, 30])
 def test_shares_of_the_fewest_honest_sites_add_up_to_the_planned_noise(sites: int) -> None:
     corrupt = max(1, (sites - 1) // 3)
-    floor = keys.threshold(sites, corrupt)  # every tolerated absence happens
+    floor = session.threshold(sites, corrupt)  # every tolerated absence happens
     honest = floor - corrupt
     target = 20_000.0
     share = math.ceil(target / math.sqrt(honest))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sequester.protocols.errors import SiteError
-from sequester.protocols.quantise import Codec
-from sequester.protocols.secagg.messages import RingVector
+from sequester.protocols.quantise import Codec, RingVector
 
 
 def summed(codec: Codec, vectors: list[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from sequester.client.policy import Policy
 
+from sequester.client.policy import Policy
 from sequester.protocols.errors import SiteError
 
 

@@ -10,15 +10,14 @@ import math
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
-from sequester.protocols import accounting
+from sequester.protocols import accounting, session
 from sequester.protocols.accounting import Event
 from sequester.protocols.analyses.analysis import Layout
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.quantise import Codec
-from sequester.protocols.secagg import keys
-from sequester.protocols.secagg.messages import SessionParams, Task
+from sequester.protocols.session import SessionParams, Task
 from sequester.protocols.signing import canonical, sha256
 from sequester.protocols.study import Study, study_json
 
@@ -41,7 +40,7 @@ def session_params(study: Study, epoch: int = 0) -> SessionParams:
     n = len(study.sites)
     asked = study.aggregation
     c = asked.max_corrupt if asked.max_corrupt is not None else max(1, (n - 1) // 3)
-    t = keys.threshold(n, c)
+    t = session.threshold(n, c)
     strict = asked.mode == "strict"
     exact = any(plan.mode == "exact" for plan in study.analyses)
     absent = asked.max_absent if asked.max_absent is not None else (0 if strict or exact else n - t)
@@ -49,7 +48,7 @@ def session_params(study: Study, epoch: int = 0) -> SessionParams:
     params = SessionParams(
         bytes.fromhex(study_digest(study)), epoch, study.roster, c, active, absent, asked.ring_bits, asked.mode, asked.suite
     )  # fmt: skip
-    keys.check_params(params)
+    session.check_params(params)
     if exact and (absent != 0 or active != n or not strict):
         raise StudyError(
             "an exact analysis needs strict mode, the full roster and no absence",
@@ -64,7 +63,7 @@ def noise_adders(study: Study) -> int:
     params = session_params(study)
     if study.privacy.mechanism == "local":
         return 1
-    return min(keys.noise_adders(params, n) for n in range(params.min_active, len(params.roster) + 1))
+    return min(session.noise_adders(params, n) for n in range(params.min_active, len(params.roster) + 1))
 
 
 def codec(study: Study) -> Codec:

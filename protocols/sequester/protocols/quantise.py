@@ -7,12 +7,16 @@ signed lanes of l bits in each. Wrapping is a fault of accuracy, never a leak; h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NewType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sequester.protocols.errors import SiteError
-from sequester.protocols.secagg.messages import RingVector, Words
+
+Words = NDArray[np.uint32] | NDArray[np.uint64]
+# A vector in the ring before its masks: secret. After them it is a `secagg.messages.MaskedVector`: two types, never swapped.
+RingVector = NewType("RingVector", np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy as np
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, RefusalCode
 from sequester.protocols.secagg import messages as m
+from sequester.protocols.session import SessionParams, Task
 from sequester.protocols.study import Study
 
 WIRE_VERSION = 1
@@ -333,7 +334,7 @@ def _read_start(s: pb.RoundStart, broadcast: bytes) -> m.RoundStart:
     t = s.task
     if any(len(text) > 256 for text in (t.analysis, t.codec, t.clip, t.noise, t.event)):
         raise PeerError("a task with overlong names")
-    task = m.Task(
+    task = Task(
         _sized(t.study_digest, 32), t.analysis, t.step, t.attempt, _sized(t.broadcast, 32), _sized(t.layout, 32),
         t.codec, t.clip, t.noise, t.event,
     )  # fmt: skip
@@ -365,7 +366,7 @@ def _message(x: Any, payload: bytes | bytearray, limits: Limits) -> Any:
             if len(x.roster) > MAX_SITES or x.mode not in ("strict", "double") or len(x.suite) > 64:
                 raise PeerError("a session proposal that makes no sense")
             return m.SessionProposal(
-                m.SessionParams(
+                SessionParams(
                     _sized(x.study_digest, 32), x.epoch, tuple(_sized(k, 32) for k in x.roster), x.max_corrupt,
                     x.min_active, x.max_absent, x.ring_bits, "strict" if x.mode == "strict" else "double", x.suite,
                 )

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sequester.protocols import privacy
+from sequester.protocols import privacy, session
 from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.errors import PrivacyError, RefusalCode
-from sequester.protocols.secagg import keys
 from sequester.protocols.study import Study
 
 FREE, USELESS = 300, 30
@@ -123,7 +122,7 @@ def _advice(study: Study, verdict: str | None) -> tuple[str, ...]:
     if params.mode == "strict":
         said.append("strict: a hospital that is away stops the round; nobody's masks are opened for it")
     else:
-        least = min(keys.floor(params, active) for active in range(params.min_active, n + 1))
+        least = min(session.floor(params, active) for active in range(params.min_active, n + 1))
         said.append(f"double: a round counts with {least} hospitals or more")
     if verdict == "noisy":
         said.append(

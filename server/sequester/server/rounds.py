@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sequester.protocols import arrays, privacy
 from sequester.protocols.analyses.analysis import Finished, Layout, Next
@@ -110,7 +111,8 @@ class StudyRun:
             raise RoundAbandoned(self._session_over.reason)
         set_up = time.monotonic() - began
         done = {
-            name: Finished(result, arrays.decode(state)) for name, (result, state) in self._store.finished(self.digest).items()
+            name: Finished(result, arrays.decode(state))
+            for name, (result, state) in self._store.finished(self.digest).items()
         }
         for plan in self.study.analyses:
             if plan.name not in done:
@@ -134,10 +136,7 @@ class StudyRun:
             layout = privacy.layout(self.study, plan, step)
             attempt, outcome, facts = await self._step(plan, step, layout, arrays.encode(following.broadcast))
             combining = time.monotonic()
-            codec = privacy.codec(self.study)
-            vector = await asyncio.to_thread(
-                lambda o=outcome, n=layout.length: codec.decode(codec.from_sum(o.total, n))  # type: ignore[misc]
-            )
+            vector = await asyncio.to_thread(self._opened, outcome, layout.length)
             facts["padding_sd"] = self._padding(plan, layout, vector, len(outcome.survivors))
             following = analysis.combine(plan, self.study, following.state, layout.split(vector), step)
             facts["combine_s"] = time.monotonic() - combining
@@ -153,7 +152,9 @@ class StudyRun:
         self._store.finish(self.digest, plan.name, following.result, arrays.encode(following.state))
         return following
 
-    async def _step(self, plan: Plan, step: int, layout: Layout, broadcast: bytes) -> tuple[int, Outcome, dict[str, Any]]:
+    async def _step(
+        self, plan: Plan, step: int, layout: Layout, broadcast: bytes
+    ) -> tuple[int, Outcome, dict[str, Any]]:
         """The opened sum of one step; later attempts where a round is abandoned."""
         spares = privacy.spares(self.study, plan)
         first = 0
@@ -161,9 +162,7 @@ class StudyRun:
         if resumed is not None:
             first = resumed
         for attempt in range(first, first + spares + 1):
-            active = tuple(
-                i for i in range(len(self.study.sites)) if i not in self._machine.withdrawn
-            )
+            active = tuple(i for i in range(len(self.study.sites)) if i not in self._machine.withdrawn)
             began = time.monotonic()
             words = privacy.codec(self.study).words(layout.length)
             async with self._turn:
@@ -179,7 +178,8 @@ class StudyRun:
             if isinstance(ended, Outcome):
                 took = time.monotonic() - began
                 return attempt, ended, {
-                    "total_s": took, "survivors": [self.study.site_ids[i] for i in ended.survivors], "coordinates": layout.coordinates
+                    "total_s": took, "survivors": [self.study.site_ids[i] for i in ended.survivors],
+                    "coordinates": layout.coordinates,
                 }  # fmt: skip
             names = ", ".join(self.study.site_ids[i] for i in ended.suspects)
             log.warning("study %s: %s (%s)", self.digest[:12], ended.reason, names)
@@ -191,6 +191,10 @@ class StudyRun:
                 )
             await asyncio.sleep(0.5)  # cancels of the abandoned round come in, so that the retry may be free
         raise AssertionError("unreachable")
+
+    def _opened(self, outcome: Outcome, length: int) -> NDArray[np.float64]:
+        codec = privacy.codec(self.study)
+        return codec.decode(codec.from_sum(outcome.total, length))
 
     def _open_attempt(self, plan: Plan, step: int) -> int | None:
         """The attempt of a round that was open when the exchange was stopped, None where none was."""
@@ -294,5 +298,3 @@ class StudyRun:
 def results_bytes(results: dict[str, Any]) -> bytes:
     """results.json: two-space indent, keys in order."""
     return json.dumps(results, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-

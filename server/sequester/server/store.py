@@ -22,16 +22,22 @@ CREATE TABLE IF NOT EXISTS studies (
     digest TEXT PRIMARY KEY, document BLOB NOT NULL, bundle BLOB NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
     run_id TEXT NOT NULL, epoch INTEGER NOT NULL
 );
-CREATE TABLE IF NOT EXISTS decisions (digest TEXT, site TEXT, role TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site, role));
+CREATE TABLE IF NOT EXISTS decisions (
+    digest TEXT, site TEXT, role TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site, role)
+);
 CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS rounds (
     digest TEXT, number INTEGER, analysis TEXT, step INTEGER, attempt INTEGER, state BLOB, facts TEXT NOT NULL,
     PRIMARY KEY (digest, number)
 );
-CREATE TABLE IF NOT EXISTS finished (digest TEXT, analysis TEXT, result TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (digest, analysis));
+CREATE TABLE IF NOT EXISTS finished (
+    digest TEXT, analysis TEXT, result TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (digest, analysis)
+);
 CREATE TABLE IF NOT EXISTS results (digest TEXT PRIMARY KEY, json BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS receipts (digest TEXT, site TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site));
-CREATE TABLE IF NOT EXISTS advertisements (key BLOB, data_set TEXT, counter INTEGER, row TEXT NOT NULL, PRIMARY KEY (key, data_set, counter));
+CREATE TABLE IF NOT EXISTS advertisements (
+    key BLOB, data_set TEXT, counter INTEGER, row TEXT NOT NULL, PRIMARY KEY (key, data_set, counter)
+);
 CREATE TABLE IF NOT EXISTS invitations (site TEXT PRIMARY KEY, secret_sha256 BLOB NOT NULL, expires INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS enrolments (
     site TEXT PRIMARY KEY, state TEXT NOT NULL, secret_sha256 BLOB NOT NULL, request BLOB NOT NULL, certificate BLOB NOT NULL,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sequester.protocols.secagg import keys, masks
+from sequester.protocols.quantise import RingVector
+from sequester.protocols.secagg import masks
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.member import Admission, Member
 from sequester.protocols.secagg.messages import (
@@ -23,16 +24,13 @@ from sequester.protocols.secagg.messages import (
     KeyAdvertisement,
     MaskedInput,
     Message,
-    Mode,
     Outcome,
     Persist,
-    RingVector,
     RoundStart,
     Send,
-    SessionParams,
     StoreOutbox,
-    Task,
 )
+from sequester.protocols.session import Mode, SessionParams, Task, threshold
 
 STUDY = hashlib.sha256(b"study").digest()
 
@@ -182,7 +180,7 @@ def session(
     n: int, *, c: int | None = None, mode: Mode = "double", ring_bits: int = 32, a: int | None = None, seed: int = 1
 ) -> Session:
     c = max(1, (n - 1) // 3) if c is None else c
-    t = keys.threshold(n, c)
+    t = threshold(n, c)
     a = (0 if mode == "strict" else n - t) if a is None else a
     source = random.Random(seed)
     identities = [Ed25519PrivateKey.from_private_bytes(source.randbytes(32)) for _ in range(n)]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sequester.protocols.secagg import keys
+from sequester.protocols import session
+from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.messages import (
     Abandoned,
@@ -21,7 +22,6 @@ from sequester.protocols.secagg.messages import (
     Outcome,
     PairSeeds,
     Refusal,
-    RingVector,
     RoundCancel,
     Send,
     StudyRefusal,
@@ -350,13 +350,13 @@ def test_a_member_has_no_useful_repr_and_cannot_be_pickled(make_session: Any) ->
 def test_session_numbers_are_those_of_the_table(
     make_session: Any, n: int, c: int, t: int, h: int, cancels: int
 ) -> None:
-    from sequester.protocols.secagg.messages import SessionParams
+    from sequester.protocols.session import SessionParams
 
-    assert keys.threshold(n, c) == t
+    assert session.threshold(n, c) == t
     params = SessionParams(bytes(32), 0, tuple(bytes([i]) * 32 for i in range(n)), c, t, n - t, 32, "double")
-    keys.check_params(params)
-    assert keys.noise_adders(params, n) == h
-    assert keys.cancels_needed(params, n) == cancels
+    session.check_params(params)
+    assert session.noise_adders(params, n) == h
+    assert session.cancels_needed(params, n) == cancels
 
 
 def test_withdraw_names_the_study_and_the_session(make_session: Any) -> None:

@@ -7,9 +7,12 @@ import sys
 import typer
 from rich.console import Console
 
+from sequester.client.cli import data, doctor, identity, ledger, run, studies
 from sequester.protocols.errors import SequesterError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for subject in (identity, doctor, studies, data, run, ledger):
+    subject.register(app)
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from sequester.protocols import noise, privacy
 from sequester.protocols.analyses.analysis import Layout, Sums
+from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.errors import PrivacyError
-from sequester.protocols.secagg.messages import RingVector
-from sequester.protocols.study import Plan, Study
+from sequester.protocols.quantise import RingVector
+from sequester.protocols.study import Study
 
 
 def noise_share(study: Study, plan: Plan, step: int, adders: int) -> NDArray[np.int64] | None:

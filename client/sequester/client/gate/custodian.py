@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sequester.client.socket import Channel
 
 from sequester.client import isolation
+from sequester.client.socket import Channel
 from sequester.protocols.errors import RefusalCode, SiteError
 
 

@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from sequester.client.gate.ledger import Ledger
-from sequester.protocols.wire import Limits
 
 from sequester.client.config import Home, SiteConfig
 from sequester.client.gate import approval, exchange, peers, tls
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.journal import Journal
+from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.gate.session import Progress, Session
 from sequester.protocols import privacy
@@ -27,6 +26,7 @@ from sequester.protocols.errors import RefusalCode, SequesterError, StudyError
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.signing import canonical, sign_document
 from sequester.protocols.study import Study, study_json
+from sequester.protocols.wire import Limits
 
 log = logging.getLogger("sequester.gate")
 

@@ -22,11 +22,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from sequester.protocols.wire import Limits, Reader, frames
 
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import SiteError
 from sequester.protocols.secagg.messages import MaskedInput, MaskedVector
+from sequester.protocols.wire import Limits, Reader, frames
 
 _LENGTH = struct.Struct(">I")
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from sequester.client.gate.ledger import Ledger
 from sequester.client.policy import Policy
-
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import PeerError, RefusalCode, StudyError
 from sequester.protocols.secagg.member import Admission
-from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart, SessionParams
+from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart
+from sequester.protocols.session import SessionParams
 from sequester.protocols.study import Study
 
 

@@ -18,14 +18,14 @@ from datetime import UTC, datetime
 
 import grpc
 import grpc.aio
-from sequester.client.gate.ledger import Ledger
-from sequester.protocols.wire import Limits, Reader, check_hello, frames, hello
 
 from sequester.client.gate.contribution import noise_share, ring_vector
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.journal import Journal
+from sequester.client.gate.ledger import Ledger
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols import privacy
+from sequester.protocols.analyses.analysis import Sums
 from sequester.protocols.errors import PeerError, SequesterError, SiteError
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
@@ -41,6 +41,7 @@ from sequester.protocols.secagg.messages import (
     StudyRefusal,
 )
 from sequester.protocols.study import Study
+from sequester.protocols.wire import Limits, Reader, check_hello, frames, hello
 
 log = logging.getLogger("sequester.gate")
 
@@ -80,6 +81,7 @@ class Session:
         self.progress = Progress()
         self.stands = asyncio.Event()
         self.final: str | None = None
+        self.isolation = ""  # what the kernel said of compute's network, for the receipt
         self._member = member
         self._journal = journal
         self._ledger = ledger
@@ -122,6 +124,7 @@ class Session:
         """Start compute and load the cohort; a `SiteError` where isolation or the cohort says no."""
         if self._compute is None or not self._compute.is_alive:
             self._compute = await self._start_compute()
+            self.isolation = self._compute.verdict
 
     async def withdraw(self) -> None:
         """Leave the study for good: tell the exchange if it listens, erase the session's keys."""
@@ -147,7 +150,7 @@ class Session:
             method = channel.stream_stream(
                 _METHOD, request_serializer=lambda data: data, response_deserializer=pb.Frame.FromString
             )
-            call = method()
+            call = method()  # type: ignore[call-arg]  # the stub knows only calls with an iterator
             await call.write(hello(bytes.fromhex(self.digest)).SerializeToString())
             reader = Reader(self._limits)
             check_hello(reader.take(await asyncio.wait_for(self._read(call), _HELLO_S)), bytes.fromhex(self.digest))
@@ -162,7 +165,7 @@ class Session:
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
         frame = await call.read()
-        if frame is grpc.aio.EOF:
+        if frame is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
             raise PeerError("the exchange closed the stream")
         assert isinstance(frame, pb.Frame)
         return frame
@@ -265,7 +268,7 @@ class Session:
         except grpc.aio.AioRpcError:
             log.warning("study %s: stream lost while sending; the stored bytes go out again", self.digest[:12])
 
-    async def _computed(self, asked: Contribute) -> dict[str, object]:
+    async def _computed(self, asked: Contribute) -> Sums:
         """The named arrays; a compute process that was killed is started again once, on the same frozen cohort."""
         for last in (False, True):
             try:

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from sequester.protocols import session
 from sequester.protocols.errors import PeerError
+from sequester.protocols.quantise import Words
 from sequester.protocols.secagg import keys, masks, shamir
 from sequester.protocols.secagg.member import adv_from_json, adv_json, task_from_json, task_json
 from sequester.protocols.secagg.messages import (
@@ -42,17 +44,15 @@ from sequester.protocols.secagg.messages import (
     RoundStart,
     SeedRequest,
     Send,
-    SessionParams,
     SessionProposal,
     StudyRefusal,
     SurvivorAck,
     SurvivorProposal,
-    Task,
     UnmaskRequest,
     UnmaskShares,
     Withdraw,
-    Words,
 )
+from sequester.protocols.session import SessionParams, Task
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class Aggregator:
     """One protocol session at the exchange."""
 
     def __init__(self, params: SessionParams, deadline_s: float) -> None:
-        keys.check_params(params)
+        session.check_params(params)
         self.state = "KEYS"
         self.params = params
         self.last_round = 0
@@ -105,7 +105,7 @@ class Aggregator:
     @property
     def threshold(self) -> int:
         """t, from the roster size."""
-        return keys.threshold(len(self.params.roster), self.params.max_corrupt)
+        return session.threshold(len(self.params.roster), self.params.max_corrupt)
 
     @property
     def open_task(self) -> Task | None:
@@ -335,7 +335,7 @@ class Aggregator:
         r = self._round
         assert r is not None
         present = tuple(sorted(r.inputs))
-        floor = keys.floor(self.params, len(r.start.active))
+        floor = session.floor(self.params, len(r.start.active))
         missing = tuple(i for i in r.start.active if i not in r.inputs)
         if len(present) < floor:
             return self._abandon(
@@ -356,7 +356,7 @@ class Aggregator:
         """AGREEING(v + 1) over `survivors`, or abandoned where they are too few or did not shrink."""
         r = self._round
         assert r is not None
-        if len(survivors) < keys.floor(self.params, len(r.start.active)):
+        if len(survivors) < session.floor(self.params, len(r.start.active)):
             gone = tuple(i for i in r.start.active if i not in survivors)
             return self._abandon(f"{len(survivors)} sites acknowledged, too few to open", gone)
         if r.survivors and not set(survivors) < set(r.survivors) and r.version > 0:

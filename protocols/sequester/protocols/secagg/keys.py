@@ -1,4 +1,4 @@
-"""The key schedule and the session's arithmetic (spec/secure-aggregation.md, sections 2 and 3).
+"""The key schedule (spec/secure-aggregation.md, section 3); the session's arithmetic is `protocols/session.py`.
 
 Who must not learn what is here: pair keys and masks belong to two hospitals, never to the exchange. The identity key
 signs and does nothing else.
@@ -15,65 +15,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from sequester.protocols.errors import PeerError, RefusalCode, StudyError
+from sequester.protocols.errors import PeerError, RefusalCode
 from sequester.protocols.secagg.encoding import LABEL as L
 from sequester.protocols.secagg.encoding import H, enc, labelled, prf
-from sequester.protocols.secagg.messages import SUITE, KeyAdvertisement, SessionParams, Task
+from sequester.protocols.secagg.messages import KeyAdvertisement
+from sequester.protocols.session import SessionParams, Task
 
 Sign = Callable[[bytes], bytes]
 SEAL_BYTES = 48
-
-
-# ---- session arithmetic, section 2: always from the roster, never received ------------------------------------------
-
-
-def threshold(n_sites: int, max_corrupt: int) -> int:
-    """t = floor((N + c)/2) + 1: two quorums of the roster share an honest site."""
-    return (n_sites + max_corrupt) // 2 + 1
-
-
-def check_params(params: SessionParams) -> None:
-    """`StudyError` where the numbers of a session cannot hold the promise of section 1."""
-    n, c, t = len(params.roster), params.max_corrupt, threshold(len(params.roster), params.max_corrupt)
-    if c < 1 or n < c + 2:
-        raise StudyError(
-            f"{n} sites with {c} possible colluders",
-            hint="c is at least 1 and N at least c + 2, so that any sum has two honest inputs",
-            code=RefusalCode.PARAMS,
-        )
-    if params.suite != SUITE or params.ring_bits not in (32, 64) or params.mode not in ("double", "strict"):  # C30
-        raise StudyError(
-            f"suite {params.suite}, {params.ring_bits} bits, mode {params.mode}",
-            hint=f"this version knows {SUITE}, rings of 32 and 64 bits, and the modes double and strict",
-            code=RefusalCode.PARAMS,
-        )
-    if len(set(params.roster)) != n:
-        raise StudyError("the roster names a key twice", hint="one hospital, one key", code=RefusalCode.ROSTER)
-    if not 0 <= params.max_absent <= n - t or not t <= params.min_active <= n:
-        raise StudyError(
-            f"max_absent {params.max_absent}, min_active {params.min_active} with t = {t} of {n}",
-            hint=f"0 <= max_absent <= {n - t} and {t} <= min_active <= {n}",
-            code=RefusalCode.PARAMS,
-        )
-    if params.mode == "strict" and params.max_absent != 0:
-        raise StudyError("strict mode tolerates no absence", hint="set max_absent to 0", code=RefusalCode.PARAMS)
-
-
-def floor(params: SessionParams, n_active: int) -> int:
-    """u = max(t, n - a), n in strict mode: the smallest survivor set this site acknowledges or opens."""
-    if params.mode == "strict":
-        return n_active
-    return max(threshold(len(params.roster), params.max_corrupt), n_active - params.max_absent)
-
-
-def noise_adders(params: SessionParams, n_active: int) -> int:
-    """h = u - c, the honest shares of noise counted on."""
-    return floor(params, n_active) - params.max_corrupt
-
-
-def cancels_needed(params: SessionParams, n_active: int) -> int:
-    """n' - t' + c + 1: with so many cancels fewer than t - c honest sites can ever release that ctx (section 7)."""
-    return n_active - threshold(len(params.roster), params.max_corrupt) + params.max_corrupt + 1
 
 
 # ---- hashes ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-from sequester.protocols.secagg.messages import Words
+from sequester.protocols.quantise import Words
 
 if sys.byteorder != "little":
     raise ImportError("masks are little-endian words: this host is not supported")

@@ -25,7 +25,9 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from sequester.protocols import session
 from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, SequesterError, StudyError
+from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg import keys, masks, shamir
 from sequester.protocols.secagg.messages import (
     Ack,
@@ -43,23 +45,21 @@ from sequester.protocols.secagg.messages import (
     Ratification,
     Refusal,
     Resume,
-    RingVector,
     Roster,
     RoundCancel,
     RoundStart,
     SeedRequest,
     Send,
-    SessionParams,
     SessionProposal,
     StoreOutbox,
     StudyRefusal,
     SurvivorAck,
     SurvivorProposal,
-    Task,
     UnmaskRequest,
     UnmaskShares,
     Withdraw,
 )
+from sequester.protocols.session import SessionParams, Task
 
 MAX_WORDS = 2**28
 
@@ -140,7 +140,7 @@ class Member:
     def __init__(
         self, params: SessionParams, index: int, sign: keys.Sign, rules: Rules, entropy: Callable[[int], bytes]
     ) -> None:
-        keys.check_params(params)
+        session.check_params(params)
         self.state = "IDLE"
         self.last_round = 0
         self.last_refusal: SequesterError | None = None
@@ -343,7 +343,7 @@ class Member:
         }  # fmt: skip
         self._awaited = Contribute(
             start.task, start.round, start.active, start.broadcast, start.length, start.coordinates,
-            keys.noise_adders(self._params, len(start.active)),
+            session.noise_adders(self._params, len(start.active)),
         )  # fmt: skip
         return [*effects, Persist(_record("round", row), charge), self._awaited]
 
@@ -403,7 +403,7 @@ class Member:
                 for ack in start.cancels.get(ctx, ())
                 if ack.index in active and keys.is_signed(self._params.roster[ack.index], ack.signature, statement)
             }
-            if len(valid) < keys.cancels_needed(self._params, len(active)):  # C20
+            if len(valid) < session.cancels_needed(self._params, len(active)):  # C20
                 return False
         return self._params.mode == "double"
 
@@ -419,7 +419,7 @@ class Member:
 
     def _enter(self, start: RoundStart, admission: Admission, *, charged: bool) -> None:
         ctx = keys.context(self._roster_hash, start.round, start.active, start.length, start.task)
-        floor = keys.floor(self._params, len(start.active))  # C7: from the roster size and the study, never received
+        floor = session.floor(self._params, len(start.active))  # C7: from the roster size and the study, never received
         self._round = _Round(start.round, ctx, start.active, start.length, floor, start.task)
         self._held = self._outbox = None
         self.last_round = start.round
@@ -451,7 +451,7 @@ class Member:
         salt, commit, seals = b"", b"", {}
         if self._params.mode == "double":
             b = shamir.random_element(self._entropy)  # C10
-            t = keys.threshold(len(self._params.roster), self._params.max_corrupt)
+            t = session.threshold(len(self._params.roster), self._params.max_corrupt)
             coefficients = [b, *(shamir.random_element(self._entropy) for _ in range(t - 1))]
             shares = shamir.split(coefficients, [j + 1 for j in r.active])
             seed = shamir.b32(b)
@@ -519,7 +519,7 @@ class Member:
             for ack in acks
             if ack.index in survivors and keys.is_signed(self._params.roster[ack.index], ack.signature, statement)
         }
-        t = keys.threshold(len(self._params.roster), self._params.max_corrupt)  # C7
+        t = session.threshold(len(self._params.roster), self._params.max_corrupt)  # C7
         if len(valid) < t:  # C11
             raise PeerError(f"{len(valid)} valid acknowledgements, {t} are needed")
 
@@ -603,7 +603,7 @@ class Member:
             ctx = keys.context(self._roster_hash, start.round, start.active, start.length, start.task)
             if message.ctx != ctx:  # C22
                 raise PeerError("the seeds asked are not of the round that came with the request")
-            floor = keys.floor(self._params, len(start.active))
+            floor = session.floor(self._params, len(start.active))
             target = _Round(start.round, ctx, start.active, start.length, floor, start.task)
         if list(message.survivors) != sorted(set(message.survivors)) or not set(message.survivors) < set(target.active):
             raise PeerError("the survivor set is malformed")
@@ -717,7 +717,7 @@ class Member:
                 self._enter(start, Admission(0, row["exact"]), charged=row["charged"])
             case "missed":
                 active = tuple(row["active"])
-                floor = keys.floor(self._params, len(active))
+                floor = session.floor(self._params, len(active))
                 task = task_from_json(row["task"])
                 self._round = _Round(row["round"], bytes.fromhex(row["ctx"]), active, row["length"], floor, task)
                 self._round.released = bytes.fromhex(row["digest"])

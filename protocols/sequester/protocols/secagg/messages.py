@@ -8,49 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NewType
+from typing import NewType
 
 import numpy as np
-from numpy.typing import NDArray
 
-Words = NDArray[np.uint32] | NDArray[np.uint64]
-# A vector in the ring before its masks (secret) and after them (may leave): two types, never swapped.
-RingVector = NewType("RingVector", np.ndarray)
+from sequester.protocols.quantise import Words
+from sequester.protocols.session import SessionParams, Task
+
+# A vector in the ring after its masks: it may leave. Before them it is a `quantise.RingVector`: two types, never swapped.
 MaskedVector = NewType("MaskedVector", np.ndarray)
-
-SUITE = "x25519-aes256ctr-v1"
-Mode = Literal["strict", "double"]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionParams:
-    """Fixed for one protocol session; every field is compared with the signed study (C4)."""
-
-    study_digest: bytes
-    epoch: int
-    roster: tuple[bytes, ...]
-    max_corrupt: int
-    min_active: int
-    max_absent: int
-    ring_bits: int
-    mode: Mode
-    suite: str = SUITE
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What one contribution is for; its hash is in every mask key of the round (section 3)."""
-
-    study_digest: bytes
-    analysis: str
-    step: int
-    attempt: int
-    broadcast: bytes
-    layout: bytes
-    codec: str
-    clip: str
-    noise: str
-    event: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,11 @@ import typer
 from rich.console import Console
 
 from sequester.protocols.errors import SequesterError
+from sequester.server.cli import identity, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for subject in (identity, study):
+    subject.register(app)
 
 
 def main() -> None:
