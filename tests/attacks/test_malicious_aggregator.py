@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from attacks.adversary import Adversary, is_refused, said
+from sequester.protocols import session
 from sequester.protocols.secagg import keys, masks, shamir
 from sequester.protocols.secagg.member import Admission
 from sequester.protocols.secagg.messages import (
