@@ -19,17 +19,16 @@ _MAX_LINE = 4096
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-async def serve(path: Path, handler: Handler) -> asyncio.Server:
-    """A listening control socket (mode 0600); `handler` answers each request."""
+async def serve(path: Path, handler: Handler, mode: int = 0o600) -> asyncio.Server:
+    """A listening control socket; `handler` answers each request, and what is no request as an empty one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await reader.readline()
             try:
-                request = json.loads(line)
-            except ValueError:
+                request = json.loads(await reader.readline())
+            except ValueError:  # no JSON, or a line beyond the limit
                 request = {}
             answer = await handler(request if isinstance(request, dict) else {})
             writer.write(json.dumps(answer).encode() + b"\n")
@@ -38,14 +37,14 @@ async def serve(path: Path, handler: Handler) -> asyncio.Server:
             writer.close()
 
     server = await asyncio.start_unix_server(connected, str(path), limit=_MAX_LINE)
-    path.chmod(0o600)
+    path.chmod(mode)
     return server
 
 
-def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The gate's answer; a `SiteError` where no gate listens."""
+def ask(path: Path, request: dict[str, Any], timeout_s: float = 30.0) -> dict[str, Any]:
+    """The gate's answer; a `SiteError` where no gate listens or none comes in time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(30)
+        connection.settimeout(timeout_s)
         try:
             connection.connect(str(path))
             connection.sendall(json.dumps(request).encode() + b"\n")
