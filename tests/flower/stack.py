@@ -35,7 +35,7 @@ from sequester.server import authority
 from sequester.server.config import Home
 from sequester.server.flower.bundle import bundle_sha256, standard_bundle
 from sequester.server.flower.control import Control, SuperLinkError
-from sequester.server.flower.superexec import superexec_command
+from sequester.server.flower.superlink import superexec_command
 
 
 def until(what: str, true: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -10,18 +10,6 @@ from pathlib import Path
 from sequester.server.flower.lifetime import die_with_parent, quiet_flower
 
 
-def superexec_command(private_port: int, secret_file: Path) -> list[str]:
-    """The command line that serves runs of the SuperLink whose private listener is on `private_port`.
-
-    Its environment must name the exchange's unix socket in SEQUESTER_DISPATCH_SOCKET: ServerApps inherit it.
-    """
-    return [
-        sys.executable, "-m", "sequester.server.flower.superexec",
-        "--runtime", f"127.0.0.1:{private_port}",
-        "--secret-file", str(secret_file),
-    ]  # fmt: skip
-
-
 def main() -> None:
     """Run until the parent ends or a signal comes."""
     parser = argparse.ArgumentParser(prog="python -m sequester.server.flower.superexec", description=__doc__)

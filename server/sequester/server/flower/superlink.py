@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,18 @@ def superexec_secret(folder: Path) -> Path:
     with contextlib.suppress(FileExistsError):
         write_private(path, os.urandom(32))
     return path
+
+
+def superexec_command(private_port: int, secret_file: Path) -> list[str]:
+    """The command line that serves runs of the SuperLink whose private listener is on `private_port`.
+
+    Its environment must name the exchange's unix socket in SEQUESTER_DISPATCH_SOCKET: ServerApps inherit it.
+    """
+    return [
+        sys.executable, "-m", "sequester.server.flower.superexec",
+        "--runtime", f"127.0.0.1:{private_port}",
+        "--secret-file", str(secret_file),
+    ]  # fmt: skip
 
 
 def _listener(host: str, port: int) -> socket.socket:

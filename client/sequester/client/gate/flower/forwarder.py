@@ -19,6 +19,7 @@ from sequester.protocols.errors import SiteError
 log = logging.getLogger("sequester.forwarder")
 
 _CHUNK = 65536
+_TOLD_S = 30.0
 _APPLICATION_DATA = 23  # the TLS record type that a client sends once it has accepted the server's handshake
 OnClosed = Callable[[int, int], None]
 
@@ -26,7 +27,8 @@ OnClosed = Callable[[int, int], None]
 async def serve_forwarder(host: str, port: int, https_proxy: str, on_closed: OnClosed) -> tuple[asyncio.Server, int]:
     """A listening forwarder and its port on 127.0.0.1.
 
-    `on_closed` gets the bytes that left and the bytes that came, once for each connection that reached the other end.
+    `on_closed` gets the bytes that left and the bytes that came since it was last told: when a connection ends, and
+    every half minute of one that lives on, for a SuperNode may keep one open for days.
     """
     state = _Way()
 
@@ -44,6 +46,7 @@ async def serve_forwarder(host: str, port: int, https_proxy: str, on_closed: OnC
         _watch(out)
         far_reader, far_writer = await asyncio.open_connection(sock=out)
         up, down = _Handshake(), _Count()
+        telling = asyncio.create_task(_tell(up, down, on_closed))
         try:
             clean = await _both(reader, far_writer, far_reader, writer, up, down)
             if not (clean and up.through):
@@ -52,9 +55,10 @@ async def serve_forwarder(host: str, port: int, https_proxy: str, on_closed: OnC
             _reset(writer)
             raise
         finally:
+            telling.cancel()
             far_writer.close()
             writer.close()
-            on_closed(up.bytes, down.bytes)
+            on_closed(up.taken(), down.taken())
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     return server, int(server.sockets[0].getsockname()[1])
@@ -77,14 +81,26 @@ class _Way:
         self._said = ""
 
 
+async def _tell(up: _Count, down: _Count, on_closed: OnClosed) -> None:
+    while True:
+        await asyncio.sleep(_TOLD_S)
+        if up.untold or down.untold:
+            on_closed(up.taken(), down.taken())
+
+
 class _Count:
-    """Bytes one way."""
+    """Bytes one way that nobody was told of yet."""
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.untold = 0
 
     def seen(self, data: bytes) -> None:
-        self.bytes += len(data)
+        self.untold += len(data)
+
+    def taken(self) -> int:
+        """What was not told yet; from now on it was."""
+        taken, self.untold = self.untold, 0
+        return taken
 
 
 class _Handshake(_Count):
