@@ -8,7 +8,6 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from sequester.protocols import accounting
 from sequester.protocols.accounting import Event, cap, cost, epsilon_pld, epsilon_rdp, sigma_for
 from sequester.protocols.errors import PrivacyError
 
@@ -77,7 +76,7 @@ def test_an_order_without_a_finite_cost_is_refused(monkeypatch: pytest.MonkeyPat
 
         def compose(self, event: object) -> None: ...
 
-    monkeypatch.setattr(accounting, "RdpAccountant", Dropped)
+    monkeypatch.setattr("dp_accounting.rdp.RdpAccountant", Dropped)
     with pytest.raises(PrivacyError, match="gives no cost"):
         cost(Event("fit", 0.5, 1, q=0.05), 1.1)
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
+from typing import TYPE_CHECKING
 
 from sequester.protocols.errors import PrivacyError
+
+if TYPE_CHECKING:
+    import dp_accounting  # otherwise where it is used: it takes 0.6 s to load, and most commands count nothing
 
 DELTA_SLACK = 1.001  # discrete against continuous Gaussian (spec/privacy.md, 2.3)
 
@@ -59,6 +59,8 @@ def cost(event: Event, order: float) -> float:
     """The event's RDP at `order`; an order that does not converge is refused."""
     if event.q == 1.0:
         return event.count * order / (2 * event.sigma**2)
+    from dp_accounting.rdp import RdpAccountant
+
     accountant = RdpAccountant(orders=[order])
     accountant.compose(_dp_event(event))
     value = float(accountant.rdp[0]) if len(accountant.rdp) == 1 else math.nan
@@ -74,6 +76,8 @@ def sigma_for(budget: float, count: int, order: float) -> float:
 
 def epsilon_pld(events: Iterable[Event], delta: float) -> float:
     """epsilon at `delta` by privacy loss distributions, pessimistic rounding; 0 for no events."""
+    from dp_accounting.pld import PLDAccountant
+
     accountant = PLDAccountant()
     composed = False
     for event in events:
@@ -89,6 +93,8 @@ def epsilon_rdp(spent: float, delta: float, order: float) -> float:
 
 
 def _dp_event(event: Event) -> dp_accounting.DpEvent:
+    import dp_accounting
+
     single: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(event.sigma)
     if event.q < 1.0:
         single = dp_accounting.PoissonSampledDpEvent(event.q, single)
