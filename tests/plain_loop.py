@@ -1,7 +1,8 @@
 """A study in one process without masks: the same contributions and combinations, added in a plain loop.
 
 The second opinion for the federation, and what oracles compare with other people's statistics. `Rows` is a cohort of
-arrays. Noise, where asked for, is the ideal Gaussian of the design's size, from a seeded generator.
+standardised arrays, `Patients` one of raw columns and dosages. With `fixed_point` every contribution is rounded as in a
+real round. Noise, where asked for, is the ideal Gaussian of the design's size, from a seeded generator.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from sequester.protocols import privacy
 from sequester.protocols.analyses.analysis import Finished
-from sequester.protocols.analyses.cohort import Block, Cohort, Part
+from sequester.protocols.analyses.cohort import Block, Cohort, Columns, Dosages, Part, standardised
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.study import Study
 
@@ -35,6 +36,67 @@ class Rows:
             yield Block(self.x[rows], self.y[rows], self.fold[rows], self.strata[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Patients:
+    """A cohort in memory as a site stores it: raw table columns and dosages, NaN missing."""
+
+    study: Study
+    table: NDArray[np.float64]
+    dosage: NDArray[np.float64]
+    y: NDArray[np.float64]
+    test: NDArray[np.bool_]
+    fold: NDArray[np.int64]
+    strata: NDArray[np.int64]
+    event: NDArray[np.float64] | None = None
+
+    def _rows(self, part: Part) -> NDArray[np.int64]:
+        keep = np.ones(len(self.y), bool) if part == "all" else self.test if part == "test" else ~self.test
+        return np.flatnonzero(keep)
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        x = standardised(np.hstack([self.table, self.dosage]), self.study.features())
+        for rows in np.array_split(self._rows(part), 3):
+            event = None if self.event is None else self.event[rows]
+            yield Block(x[rows], self.y[rows], self.fold[rows], self.strata[rows], event)
+
+    def columns(self, part: Part) -> Columns:
+        rows = self._rows(part)
+        event = None if self.event is None else self.event[rows]
+        return Columns(self.table[rows].copy(), self.y[rows], self.fold[rows], self.strata[rows], event)
+
+    def dosages(self, part: Part) -> Iterator[Dosages]:
+        rows = self._rows(part)
+        for first in range(0, self.dosage.shape[1], 7):
+            yield Dosages(first, self.dosage[rows, first : first + 7].copy())
+
+    def only(self, rows: NDArray[np.int64]) -> Patients:
+        """The same cohort with these patients alone."""
+        event = None if self.event is None else self.event[rows]
+        parts = (self.table, self.dosage, self.y, self.test, self.fold, self.strata)
+        return Patients(self.study, *(part[rows] for part in parts), event)
+
+
+def patients(
+    study: Study, y: NDArray[np.float64], table: NDArray[np.float64] | None = None,
+    dosage: NDArray[np.float64] | None = None, event: NDArray[np.float64] | None = None,
+    strata: NDArray[np.int64] | None = None, seed: int = 0, test: float = 0.0,
+) -> Patients:  # fmt: skip
+    """A cohort of raw columns, split and folds drawn by a seed."""
+    rng = np.random.default_rng(seed)
+    n = len(y)
+    return Patients(
+        study, np.zeros((n, 0)) if table is None else table, np.zeros((n, 0)) if dosage is None else dosage, y,
+        rng.random(n) < test, rng.integers(0, study.cohort.folds, n),
+        np.zeros(n, dtype=np.int64) if strata is None else strata, event,
+    )  # fmt: skip
+
+
+def split(whole: Patients, sizes: Sequence[int]) -> list[Patients]:
+    """Hospitals of these sizes, in order."""
+    assert sum(sizes) == len(whole.y)
+    return [whole.only(rows) for rows in np.split(np.arange(len(whole.y)), np.cumsum(sizes)[:-1])]
+
+
 def rows(x: NDArray[np.float64], y: NDArray[np.float64], seed: int = 0, test: float = 0.2, folds: int = 5) -> Rows:
     """A cohort with split and folds drawn by a seed."""
     rng = np.random.default_rng(seed)
@@ -42,9 +104,12 @@ def rows(x: NDArray[np.float64], y: NDArray[np.float64], seed: int = 0, test: fl
     return Rows(x, y, rng.random(n) < test, rng.integers(0, folds, n), np.zeros(n, dtype=np.int64))
 
 
-def run(study: Study, cohorts: Sequence[Cohort], rng: np.random.Generator | None = None) -> dict[str, Finished]:
+def run(
+    study: Study, cohorts: Sequence[Cohort], rng: np.random.Generator | None = None, fixed_point: bool = False
+) -> dict[str, Finished]:
     """Every analysis of the study in order; `rng` adds noise of sigma times sensitivity to private sums."""
     finished: dict[str, Finished] = {}
+    codec = privacy.codec(study)
     for plan in study.analyses:
         analysis = analysis_of(plan)
         following = analysis.start(plan, study, finished)
@@ -53,7 +118,8 @@ def run(study: Study, cohorts: Sequence[Cohort], rng: np.random.Generator | None
             total = np.zeros(layout.length)
             for cohort in cohorts:
                 sums = analysis.contribution(plan, study, cohort, following.broadcast, step)
-                total += layout.flatten(sums)
+                vector = layout.flatten(sums)
+                total += codec.decode(codec.encode(vector)) if fixed_point else vector
             if plan.mode == "private" and rng is not None:
                 sd = privacy.multiplier(plan) * analysis.sensitivity(plan, study)
                 total += rng.normal(0.0, sd, layout.length)

@@ -12,9 +12,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from sequester.protocols.analyses.cohort import chosen
 from sequester.protocols.analyses.evaluation import EvaluationPlan
 from sequester.protocols.analyses.glm import MAX_NEWTON_COLUMNS, GlmPlan
 from sequester.protocols.analyses.linear import LinearPlan
+from sequester.protocols.analyses.registry import CHECKS, Plan
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Column, Study
@@ -91,7 +93,9 @@ def _columns(study: Study) -> Iterator[str]:
     if len({c.name for c in columns}) < len(columns):
         yield "a column is named twice"
     if study.phenotype.kind == "category":
-        yield "a phenotype is binary or quantitative"
+        yield "a phenotype is binary or quantitative, or a time"
+    if any(c.kind == "time" for c in study.covariates):
+        yield "a covariate is no time: kind time is the phenotype's"
     for column in columns:
         yield from _column(column)
     names = [*(s.name for s in study.scores), *(c.name for c in study.covariates), *(v.id for v in study.variants)]
@@ -100,6 +104,12 @@ def _columns(study: Study) -> Iterator[str]:
 
 
 def _column(column: Column) -> Iterator[str]:
+    if (column.kind == "time") != (column.event is not None):
+        yield f"column {column.name}: a time names the column of its `event`, and only a time does"
+    if column.kind == "time" and (
+        column.transform != "none" or column.lower != 0 or not column.upper or column.upper <= 0
+    ):
+        yield f"column {column.name} is a time: lower 0, an upper bound above it and no transform were expected"
     if column.kind == "quantitative":
         if column.lower is None or column.upper is None or column.lower >= column.upper:
             yield f"column {column.name} is quantitative and declares no bounds lower < upper"
@@ -164,7 +174,7 @@ def _promise(study: Study) -> Iterator[str]:
 def _analyses(study: Study) -> Iterator[str]:
     if not study.analyses or not study.features():
         yield "a study needs at least one analysis and one feature"
-    earlier: dict[str, GlmPlan | LinearPlan | EvaluationPlan] = {}
+    earlier: dict[str, Plan] = {}
     for plan in study.analyses:
         if plan.name in earlier:
             yield f"analysis {plan.name} is named twice"
@@ -181,26 +191,36 @@ def _analyses(study: Study) -> Iterator[str]:
                 yield from _linear(study, plan)
             case EvaluationPlan():
                 yield from _evaluation(plan, earlier)
+            case _:
+                yield from CHECKS[plan.kind](study, plan, earlier)
         earlier[plan.name] = plan
 
 
 def _glm(study: Study, plan: GlmPlan) -> Iterator[str]:
+    from sequester.protocols.study import standardisation  # the study knows its faults, not the other way at import
+
     numbers = {"clip": plan.clip, "record_norm": plan.record_norm, "kappa": plan.kappa, "step_scale": plan.step_scale}
     if plan.step is not None:
         numbers["step"] = plan.step
     for name, value in numbers.items():
         if value <= 0:
             yield f"analysis {plan.name}: {name} {value} is not above 0"
-    if not 0 < plan.prevalence < 1 or not 0 < plan.average_last <= 1:
-        yield f"analysis {plan.name}: prevalence and average_last are fractions"
-    if (plan.family == "logistic") != (study.phenotype.kind == "binary"):
+    counts = plan.family == "poisson"
+    if not 0 < plan.average_last <= 1 or plan.prevalence <= 0 or (plan.prevalence >= 1 and not counts):
+        yield f"analysis {plan.name}: prevalence and average_last are fractions (prevalence of counts: their mean)"
+    if study.phenotype.kind != ("binary" if plan.family == "logistic" else "quantitative"):
         yield f"analysis {plan.name}: {plan.family} regression of a {study.phenotype.kind} phenotype"
+    elif counts and (study.phenotype.lower != 0 or standardisation(study.phenotype) != (0.0, 1.0)):
+        yield f"analysis {plan.name}: counts are modelled as they are: lower 0, centre 0, scale 1 were expected"
     if plan.mode == "exact" and plan.solver != "newton":
         yield f"analysis {plan.name}: an exact model is fitted by solver newton, its gradient steps are for private mode"
-    if plan.mode == "private" and plan.solver == "newton" and len(study.features()) >= MAX_NEWTON_COLUMNS:
+    p = len(chosen(study, plan.features))
+    if not p:
+        yield f"analysis {plan.name}: `features: table` needs a score or a covariate"
+    if plan.mode == "private" and plan.solver == "newton" and p >= MAX_NEWTON_COLUMNS:
         yield (
             f"analysis {plan.name}: private newton pays noise for every pair of columns; fewer than "
-            f"{MAX_NEWTON_COLUMNS} features were expected, found {len(study.features())}"
+            f"{MAX_NEWTON_COLUMNS} features were expected, found {p}"
         )
 
 
@@ -216,7 +236,7 @@ def _linear(study: Study, plan: LinearPlan) -> Iterator[str]:
         )
 
 
-def _evaluation(plan: EvaluationPlan, earlier: dict[str, GlmPlan | LinearPlan | EvaluationPlan]) -> Iterator[str]:
+def _evaluation(plan: EvaluationPlan, earlier: dict[str, Plan]) -> Iterator[str]:
     if plan.error_bound <= 0:
         yield f"analysis {plan.name}: error_bound {plan.error_bound} is not above 0"
     of = earlier.get(plan.of)

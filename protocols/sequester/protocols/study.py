@@ -54,11 +54,13 @@ class Column(Strict):
 
     `kind` binary takes exactly the two `values` (other, one); quantitative is clamped to [lower, upper]; category takes
     the closed list `values`, the first being the reference. `transform` applies before `centre` and `scale`, which
-    default to the middle and half the width of the (transformed) bounds. A missing covariate is its centre.
+    default to the middle and half the width of the (transformed) bounds. A missing covariate is its centre. `time`, for
+    the phenotype only, is follow-up in `unit` with the column `event` (1 where it ended with the event, else 0); who is
+    followed beyond `upper` is censored there.
     """
 
     name: ColumnName
-    kind: Literal["binary", "quantitative", "category"]
+    kind: Literal["binary", "quantitative", "category", "time"]
     unit: str = ""
     lower: Number | None = None
     upper: Number | None = None
@@ -66,6 +68,7 @@ class Column(Strict):
     centre: Number | None = None
     scale: Number | None = None
     values: tuple[str, ...] = ()
+    event: ColumnName | None = Field(default=None, exclude_if=lambda event: event is None)
 
 
 class Variant(Strict):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sequester.protocols.analyses.cohort import Block, Part
+from sequester.protocols.analyses.cohort import ROWS, Block, Columns, Dosages, Part, standardised
 from sequester.protocols.errors import SiteError
 from sequester.protocols.study import Study
 
-ROWS = 4096
+DOSAGES_AT_ONCE = 4_000_000  # float64 numbers of one block of variants
 
 
 class StoredCohort:
@@ -41,28 +41,52 @@ class StoredCohort:
         )  # (patients, scores and covariates), NaN missing
         self._outcome: NDArray[np.float64] = np.load(folder / "outcome.npy")
         self._split: NDArray[np.int64] = np.load(folder / "split.npy")  # (patients, 3): held out, fold, stratum
+        self._event: NDArray[np.float64] | None = None
+        if study.phenotype.kind == "time":
+            self._event = np.load(folder / "event.npy")
         n_variants = sum(f.kind == "variant" for f in self._features)
         if self._dosage.shape[1] != n_variants or self._table.shape[1] != len(self._features) - n_variants:
             raise SiteError("the frozen cohort holds other columns than the study names", hint="freeze it again")
 
     def blocks(self, part: Part) -> Iterator[Block]:
         """Blocks of at most 4,096 patients of one part, in the order they were frozen."""
-        chosen = np.arange(len(self._outcome))
-        if part != "all":
-            chosen = np.flatnonzero(self._split[:, 0] == (1 if part == "test" else 0))
+        chosen = self._rows(part)
         n_table = self._table.shape[1]
-        centre = np.array([f.centre for f in self._features])
-        scale = np.array([f.scale for f in self._features])
         for start in range(0, len(chosen), ROWS):
             rows = chosen[start : start + ROWS]
             x = np.empty((len(rows), len(self._features)))  # (rows, features)
             x[:, :n_table] = self._table[rows]
-            dosage = np.asarray(self._dosage[rows], dtype=np.float64)
-            dosage[dosage < 0] = np.nan
-            x[:, n_table:] = dosage
-            x = (x - centre) / scale
-            x[np.isnan(x)] = 0.0  # missing: the public mean, 0 after standardising
-            yield Block(x, self._outcome[rows].copy(), self._split[rows, 1], self._split[rows, 2])
+            x[:, n_table:] = _copies(self._dosage[rows])
+            event = None if self._event is None else self._event[rows]
+            yield Block(
+                standardised(x, self._features), self._outcome[rows].copy(), self._split[rows, 1], self._split[rows, 2], event
+            )  # fmt: skip
+
+    def columns(self, part: Part) -> Columns:
+        """Table and outcome of one part."""
+        rows = self._rows(part)
+        event = None if self._event is None else self._event[rows]
+        return Columns(self._table[rows], self._outcome[rows], self._split[rows, 1], self._split[rows, 2], event)
+
+    def dosages(self, part: Part) -> Iterator[Dosages]:
+        """Blocks of variants of all patients of one part; each is read from disk when it is asked for."""
+        rows = self._rows(part)
+        whole = len(rows) == len(self._outcome)
+        width = max(16, DOSAGES_AT_ONCE // max(len(rows), 1))
+        for first in range(0, self._dosage.shape[1], width):
+            block = self._dosage[:, first : first + width]
+            yield Dosages(first, _copies(block if whole else block[rows]))
+
+    def _rows(self, part: Part) -> NDArray[np.int64]:
+        if part == "all":
+            return np.arange(len(self._outcome))
+        return np.flatnonzero(self._split[:, 0] == (1 if part == "test" else 0))
+
+
+def _copies(stored: NDArray[Any]) -> NDArray[np.float64]:
+    copies = np.asarray(stored, dtype=np.float64)
+    copies[copies < 0] = np.nan
+    return copies
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

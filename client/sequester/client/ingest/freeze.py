@@ -78,7 +78,7 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         before = int(keep.sum())
         keep &= np.array([i in genotype_row for i in ids], dtype=bool)
         counts["no_genotypes"] = before - int(keep.sum())
-    outcome = _column(study.phenotype, table)
+    outcome, event = _outcome(study.phenotype, table)
     before = int(keep.sum())
     keep &= ~np.isnan(outcome)
     counts["no_outcome"] = before - int(keep.sum())
@@ -111,6 +111,8 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         "outcome": _scaled(study.phenotype, outcome[rows]),
         "split": split,
     }
+    if event is not None:
+        arrays["event"] = event[rows]
     _write(folder, study, digest, config, arrays, names, ready)
     return Account(ready, len(rows), counts, categories, tuple(sentences))
 
@@ -261,6 +263,25 @@ def _column(column: Column, table: pl.DataFrame) -> NDArray[np.float64]:
             hint="more than 1 %: another unit? Convert the column, or ask the coordinator about the bounds",
         )
     return np.array([v if math.isnan(v) else transformed(column, v) for v in values])
+
+
+def _outcome(column: Column, table: pl.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """The phenotype, float64 (rows,), NaN missing; of a time, which is censored at its upper bound, the event too."""
+    if column.kind != "time" or column.event is None:
+        return _column(column, table), None
+    event = _column(Column(name=column.event, kind="binary"), table)
+    values = np.full(len(event), math.nan)
+    for number, cell in enumerate(_strings(table, column.name)):
+        value = _float(cell)
+        if value is not None and (math.isnan(value) or value < 0):
+            raise SiteError(
+                f"column {column.name}, row {number + 2}: not a time", hint=f"{column.unit or 'a number'}, 0 or more"
+            )
+        values[number] = math.nan if value is None else value
+    end = float(column.upper or 0)
+    event = np.where(values > end, 0.0, event)
+    values[np.isnan(event)] = math.nan
+    return np.minimum(values, end), event
 
 
 def _scaled(column: Column, values: NDArray[np.float64]) -> NDArray[np.float64]:

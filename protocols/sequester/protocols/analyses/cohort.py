@@ -6,35 +6,95 @@ Values are public-scale: each feature is already imputed, clamped and standardis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from sequester.protocols.study import Feature, Study
+
 Part = Literal["train", "test", "all"]
+Which = Literal["all", "table"]
+ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Some patients: `x` float64 (rows, features) standardised, `y` float64 (rows,), `fold` int64 (rows,),
 
-    `strata` int64 (rows,) index into the study's subgroups, 0 where it names none.
+    `strata` int64 (rows,) index into the study's subgroups, 0 where it names none; `event` float64 (rows,) 1 where the
+    time in `y` is that of the event, 0 where follow-up ended first, None unless the phenotype is a time.
     """
 
     x: NDArray[np.float64]  # (rows, features)
     y: NDArray[np.float64]  # (rows,)
     fold: NDArray[np.int64]  # (rows,), 0..folds-1 by keyed hash of the patient
     strata: NDArray[np.int64]  # (rows,)
+    event: NDArray[np.float64] | None = None  # (rows,)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """All patients of a part without their variants: `raw` on the (transformed) scale of the table, NaN missing."""
+
+    raw: NDArray[np.float64]  # (patients, scores and covariates), in the order of `Study.features()`
+    y: NDArray[np.float64]  # (patients,)
+    fold: NDArray[np.int64]  # (patients,)
+    strata: NDArray[np.int64]  # (patients,)
+    event: NDArray[np.float64] | None = None  # (patients,)
+
+
+@dataclass(frozen=True, slots=True)
+class Dosages:
+    """Some variants of all patients of a part: copies of the effect allele, 0..2, NaN missing."""
+
+    first: int  # the place of the first of them in the study's list
+    copies: NDArray[np.float64]  # (patients, variants)
 
 
 class Cohort(Protocol):
-    """A frozen cohort. Iterating twice gives the same patients in the same order."""
+    """A frozen cohort. Iterating twice gives the same patients in the same order, whatever they are asked for."""
 
     def blocks(self, part: Part) -> Iterator[Block]:
         """The patients of one part, in blocks of rows; parts are fixed at ingest by keyed hash of the patient."""
         ...
+
+    def columns(self, part: Part) -> Columns:
+        """Table and outcome of one part at once; the variants, which may be many, are left on disk."""
+        ...
+
+    def dosages(self, part: Part) -> Iterator[Dosages]:
+        """The variants of one part, in blocks of variants, so that memory does not grow with their number."""
+        ...
+
+
+def standardised(raw: NDArray[np.float64], features: Sequence[Feature]) -> NDArray[np.float64]:
+    """(raw - centre) / scale by the features' public constants; missing becomes 0, the public centre."""
+    centre, scale = np.array([f.centre for f in features]), np.array([f.scale for f in features])
+    x: NDArray[np.float64] = (raw - centre) / scale
+    x[np.isnan(x)] = 0.0
+    return x
+
+
+def chosen(study: Study, which: Which) -> tuple[Feature, ...]:
+    """The features an analysis works on: all, or those of the table (scores and covariates)."""
+    features = study.features()
+    return features if which == "all" else tuple(f for f in features if f.kind != "variant")
+
+
+def designs(study: Study, cohort: Cohort, part: Part, which: Which) -> Iterator[Block]:
+    """The patients of one part in blocks, with the chosen features only; `table` reads no genotype."""
+    if which == "all":
+        yield from cohort.blocks(part)
+        return
+    c = cohort.columns(part)
+    x = standardised(c.raw, chosen(study, which))
+    for at in range(0, len(c.y), ROWS):
+        rows = slice(at, at + ROWS)
+        yield Block(x[rows], c.y[rows], c.fold[rows], c.strata[rows], None if c.event is None else c.event[rows])
 
 
 Result = dict[str, Any]

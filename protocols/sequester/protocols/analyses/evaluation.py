@@ -19,8 +19,8 @@ from scipy.special import ndtri
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, Result
-from sequester.protocols.analyses.glm import predictor, sigmoid
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
+from sequester.protocols.analyses.weights import predictor, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Column, Study

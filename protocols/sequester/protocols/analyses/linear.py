@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part
-from sequester.protocols.analyses.glm import symmetric, weights_result
+from sequester.protocols.analyses.newton import Estimates, estimable, inverse, solved, symmetric
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
+from sequester.protocols.analyses.weights import weights_result
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -85,20 +86,22 @@ class Linear:
         p, folds = len(study.features()) + 1, self._folds(plan, study)
         xx = np.array([symmetric(row, p) for row in sums["xx"]])
         gram, moment = xx.sum(axis=0), sums["xy"].sum(axis=0)
+        names = study.features()
         if plan.mode == "private":
             gram = gram + np.eye(p) * float(plan.noise_multiplier or 0) * self.sensitivity(plan, study) * np.sqrt(p)
             beta = np.linalg.solve(gram, moment)
-            return Finished(weights_result(study, beta[1:], float(beta[0]), None), {"w": beta[1:], "b": beta[:1]})
-        beta = np.linalg.lstsq(gram, moment, rcond=None)[0]
+            return Finished(weights_result(names, beta[1:], float(beta[0])), {"w": beta[1:], "b": beta[:1]})
+        kept, why = estimable(gram)
+        beta = solved(gram, moment, kept)
         n, yy = float(sums["n"].sum()), float(sums["yy"].sum())
-        residual = max(yy - float(beta @ moment), 0.0)
-        errors = np.sqrt(np.maximum(np.diag(np.linalg.pinv(gram)), 0.0) * residual / max(n - p, 1.0))
-        result = weights_result(study, beta[1:], float(beta[0]), errors)
+        residual, df = max(yy - float(beta @ moment), 0.0), n - float(kept.sum())
+        errors = np.sqrt(np.maximum(np.diag(inverse(gram, kept)), 0.0) * residual / max(df, 1.0))
+        result = weights_result(names, beta[1:], float(beta[0]), Estimates(beta, errors, why, df))
         centred = yy - float(moment[0]) ** 2 / max(n, 1.0)
         result |= {"n": int(round(n)), "r2": 1.0 - residual / centred if centred > 0 else 0.0}
         fold_w, fold_b = np.zeros((folds, p - 1)), np.zeros(folds)
         for k in range(folds):
-            left_out = np.linalg.lstsq(gram - xx[k], moment - sums["xy"][k], rcond=None)[0]
+            left_out = solved(gram - xx[k], moment - sums["xy"][k], estimable(gram - xx[k])[0])
             fold_w[k], fold_b[k] = left_out[1:], left_out[0]
         return Finished(result, {"w": beta[1:], "b": beta[:1], "fold_w": fold_w, "fold_b": fold_b})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,6 +13,9 @@ from sequester.protocols.analyses.analysis import Analysis
 Plan = Annotated[glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan, Field(discriminator="kind")]
 
 ANALYSES: dict[str, Analysis] = {"glm": glm.GLM, "linear": linear.LINEAR, "evaluation": evaluation.EVALUATION}
+
+# What a plan says against its study: one sentence a fault. The first three kinds are checked in `faults.py` itself.
+CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {}
 
 
 def analysis_of(plan: Any) -> Analysis:
