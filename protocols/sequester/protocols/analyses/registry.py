@@ -7,15 +7,25 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sequester.protocols.analyses import evaluation, glm, linear
+from sequester.protocols.analyses import counts, evaluation, glm, linear
 from sequester.protocols.analyses.analysis import Analysis
 
-Plan = Annotated[glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan, Field(discriminator="kind")]
+Plan = Annotated[
+    glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan | counts.CountsPlan,
+    Field(discriminator="kind"),
+]
 
-ANALYSES: dict[str, Analysis] = {"glm": glm.GLM, "linear": linear.LINEAR, "evaluation": evaluation.EVALUATION}
+ANALYSES: dict[str, Analysis] = {
+    "glm": glm.GLM,
+    "linear": linear.LINEAR,
+    "evaluation": evaluation.EVALUATION,
+    "counts": counts.COUNTS,
+}
 
 # What a plan says against its study: one sentence a fault. The first three kinds are checked in `faults.py` itself.
-CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {}
+CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
+    "counts": counts.faults,
+}
 
 
 def analysis_of(plan: Any) -> Analysis:
