@@ -1,7 +1,4 @@
-"""A founded consortium whose exchange really listens: enrolment and coordinator services on free loopback ports.
-
-The exchange's program has more services; here are those by which hospitals join, over the same TLS, from one thread.
-"""
+"""A founded consortium whose exchange really listens on free loopback ports, in a thread of the test, without Flower."""
 
 from __future__ import annotations
 
@@ -11,22 +8,19 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import grpc
 import grpc.aio
 import typer
 from typer.testing import CliRunner, Result
 
 from sequester.client.config import Home as SiteHome
-from sequester.protocols import exchange_pb2 as pb
-from sequester.protocols.errors import StudyError
-from sequester.server import authority, enrolment, tls
+from sequester.server import authority, enrolment, exchange, serve, services
 from sequester.server.cli.identity import register
 from sequester.server.config import Home
+from sequester.server.ports import Ports
 from sequester.server.store import Store
 
 VERBS = typer.Typer()
@@ -40,6 +34,7 @@ class Exchange:
         self.home = home
         self.ahead_s = 0.0
         self.store: Store | None = None
+        self.exchange: exchange.Exchange | None = None
 
     def now(self) -> float:
         return time.time() + self.ahead_s
@@ -77,68 +72,31 @@ class Exchange:
     async def _serve(self) -> list[grpc.aio.Server]:
         folder, store = self.home.exchange, self.store
         assert store is not None
-        path = folder / "ports.json"
-        ports = json.loads(path.read_text()) if path.exists() else {"enrolment_port": 0, "exchange_port": 0}
         key = bytes.fromhex((folder / "coordinator.pub").read_text().strip())
+        ports = Ports(folder, self.home.config(folder))
+        self.exchange = exchange.Exchange(store, "alps", key)
+        self.exchange.resume_all()
         service = enrolment.EnrolmentService(store, "alps", (folder / "authority.pem").read_bytes(), key, self.now)
-        handlers = {
-            "enrolment_port": service.handler(),
-            "exchange_port": grpc.method_handlers_generic_handler("sequester.v1.Coordinator", self._coordinator(key)),
-        }
-        servers = []
-        for name, handler in handlers.items():
-            server = grpc.aio.server(options=tls.SERVER_OPTIONS)
-            peers = grpc.method_handlers_generic_handler("sequester.v1.Site", {"Peers": self._peers()})
-            server.add_generic_rpc_handlers((handler, peers) if name == "exchange_port" else (handler,))
-            credentials = tls.server_credentials(folder, require_client=name == "exchange_port")
-            ports[name] = server.add_secure_port(f"127.0.0.1:{ports[name]}", credentials)
-            await server.start()
-            servers.append(server)
-        path.write_text(json.dumps(ports | {"superlink_port": ports["enrolment_port"], "control_port": 1}))
+        rest = [services.site_service(self.exchange), services.coordinator_service(self.exchange, key, *NO_FLOWER)]
+        servers = [
+            await serve.listen(self.home, "127.0.0.1", ports, "enrolment_port", [service.handler()], False),
+            await serve.listen(self.home, "127.0.0.1", ports, "exchange_port", rest, True),
+        ]
+        ports.choose(superlink_port=ports["enrolment_port"], control_port=1)
         return servers
 
     async def _stop(self, servers: list[grpc.aio.Server]) -> None:
+        assert self.exchange is not None
+        await self.exchange.close()
         for server in servers:
             await server.stop(None)
 
-    def _coordinator(self, key: bytes) -> dict[str, Any]:
-        store = self.store
-        assert store is not None
 
-        def invite(request: pb.Invitation) -> pb.Empty:
-            enrolment.invite(store, request)
-            return pb.Empty()
-
-        def admit(request: pb.Admission) -> pb.Empty:
-            enrolment.admit(store, request, key)
-            return pb.Empty()
-
-        return {
-            "Invite": _unary(invite, pb.Invitation, tls.is_coordinator),
-            "Enrolments": _unary(lambda request: enrolment.rows(store), pb.Empty, tls.is_coordinator),
-            "Admit": _unary(admit, pb.Admission, tls.is_coordinator),
-        }
-
-    def _peers(self) -> Any:
-        store = self.store
-        assert store is not None
-        return _unary(
-            lambda request: pb.Documents(documents=[pb.Document(json=m) for m in enrolment.members(store)]),
-            pb.Empty,
-            lambda context: enrolment.is_member(store, tls.peer_site(context) or ""),
-        )
+async def _nothing(*told: object) -> None:
+    """Flower's part in these tests: none."""
 
 
-def _unary(act: Callable[[Any], Any], request: Any, allowed: Callable[[Any], bool]) -> Any:
-    async def handler(message: Any, context: Any) -> Any:
-        if not allowed(context):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, tls.peer_uri(context))
-        try:
-            return act(message)
-        except StudyError as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.message}\n{error.hint}")
-
-    return grpc.unary_unary_rpc_method_handler(handler, request.FromString, lambda answer: answer.SerializeToString())
+NO_FLOWER = (_nothing, _nothing)
 
 
 def founded(root: Path) -> Exchange:

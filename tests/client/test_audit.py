@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
 from sequester.client.cli import ledger as cli
@@ -106,12 +107,15 @@ def test_a_changed_row_with_its_hash_made_good_is_not_signed(folder: Path) -> No
     assert verify(folder, []).sentence == "entry 3 is not signed by this data set's key"
 
 
-def test_receipts_and_heads_sent_back_by_peers_are_witnesses(tmp_path: Path) -> None:
+def test_receipts_and_advertised_heads_are_witnesses(tmp_path: Path) -> None:
     (tmp_path / "receipts").mkdir()
     body = {"data_set": "main", "ledger": {"counter": 5, "head": "05" * 32}}
     (tmp_path / "receipts" / "a.json").write_bytes(sign_document("receipt", body, Ed25519PrivateKey.generate()))
-    sent_back = [{"data_set": d, "counter": 7, "head": "07" * 32} for d in ("main", "other")]
-    (tmp_path / "witness.json").write_text(json.dumps(sent_back), "utf-8")
+    own = Ed25519PrivateKey.generate()
+    (tmp_path / "identity.key").write_bytes(own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    names = (f"{raw_public(own).hex()}/main", f"{raw_public(own).hex()}/other", f"{'ab' * 32}/main")
+    rows = {name: {"counter": 7 + i, "head": "07" * 32} for i, name in enumerate(names)}
+    (tmp_path / "advertisements.json").write_text(json.dumps(rows), "utf-8")
     assert witnesses([tmp_path], "main") == [(5, b"\x05" * 32), (7, b"\x07" * 32)]
 
 

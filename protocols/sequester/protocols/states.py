@@ -44,7 +44,8 @@ TRANSITIONS: dict[tuple[StudyState, str], tuple[StudyState, str]] = {
     (S.RUNNING, "hold"): (S.HELD, "coordinator"),
     (S.HELD, "release"): (S.RUNNING, "coordinator"),
     (S.RUNNING, "suspend"): (S.SUSPENDED, "exchange"),
-    (S.SUSPENDED, "resume"): (S.RUNNING, "exchange"),
+    (S.HELD, "suspend"): (S.SUSPENDED, "exchange"),
+    (S.SUSPENDED, "resume"): (S.RUNNING, "coordinator"),
     (S.RUNNING, "finish"): (S.DONE, "exchange"),
     **{(s, "abandon"): (S.ABANDONED, "exchange") for s in (S.RUNNING, S.HELD, S.SUSPENDED)},
     **{

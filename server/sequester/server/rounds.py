@@ -32,19 +32,26 @@ from sequester.protocols.secagg.messages import (
     Deadline,
     Effect,
     KeyAdvertisement,
+    MaskedInput,
     Message,
     Outcome,
     Persist,
     Resume,
     Send,
+    UnmaskShares,
 )
 from sequester.protocols.study import Study
 from sequester.server.store import Store
 
 log = logging.getLogger("sequester.exchange")
 
-SetUp = "set-up"
+SET_UP = "set-up"
+LONG_WORDS = 65_536  # vectors beyond it are added and opened in a thread, so that other studies' streams go on
 Say = Callable[[int, Message], Awaitable[None]]
+
+
+class SessionLost(RoundAbandoned):
+    """The protocol session cannot go on; the study can, in a new epoch with fresh keys."""
 
 
 class StudyRun:
@@ -53,8 +60,8 @@ class StudyRun:
     def __init__(self, study: Study, digest: str, store: Store, say: Say, epoch: int) -> None:
         self.study = study
         self.digest = digest
-        self.progress: dict[str, Any] = {"phase": SetUp, "analysis": "", "step": 0, "of": 0, "round": 0}
-        self.bytes_up: dict[str, int] = dict.fromkeys(study.site_ids, 0)
+        self.progress: dict[str, Any] = {"phase": SET_UP, "analysis": "", "step": 0, "of": 0, "round": 0}
+        self.bytes_up: dict[str, int] = dict.fromkeys(study.site_ids, 0)  # since the last closed round
         self.released = asyncio.Event()
         self.released.set()
         self._store = store
@@ -66,25 +73,30 @@ class StudyRun:
         self._session_over: Abandoned | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline_task: asyncio.Task[None] | None = None
-        self._restored = bool(records := store.records(digest))
+        self._restored = bool(records := store.records(digest, epoch))
+        self._is_long = max(privacy.layout(study, plan, 0).length for plan in study.analyses) > LONG_WORDS
         deadline = float(study.aggregation.round_deadline_s)
         if records:
             self._machine = Aggregator.restore(records, self._params, deadline)
         else:
             self._machine = Aggregator(self._params, deadline)
         self._machine.knows(adv_from_json(row) for row in store.witnessed())
+        if self._machine.state == "COLLECTING":
+            # sites may deliver the round that was open before `run` gets there
+            self._ended = asyncio.get_running_loop().create_future()
 
     # ---- what the exchange tells it -----------------------------------------------------------------------------
 
     async def handle(self, index: int, message: Message) -> None:
         """One message of site `index`; `PeerError` where it breaks the protocol."""
         async with self._turn:
-            if isinstance(message, KeyAdvertisement):
-                effects = self._machine.handle(index, message)
-                key = self.study.roster[index]
-                self._store.witness(key, message.data_set, message.counter, adv_json(message))
+            if isinstance(message, MaskedInput | UnmaskShares) and self._is_long:
+                effects = await asyncio.to_thread(self._machine.handle, index, message)
             else:
                 effects = self._machine.handle(index, message)
+            if isinstance(message, KeyAdvertisement):
+                key = self.study.roster[index]
+                self._store.witness(key, message.data_set, message.counter, adv_json(message))
             await self._perform(effects)
 
     async def stands(self, index: int, resume: Resume | None) -> None:
@@ -93,9 +105,14 @@ class StudyRun:
             await self._perform(self._machine.returned(index, resume))
 
     @property
-    def state(self) -> str:
-        """The aggregator's state."""
-        return self._machine.state
+    def withdrawn(self) -> tuple[str, ...]:
+        """Hospitals that left the study for good."""
+        return tuple(self.study.site_ids[i] for i in sorted(self._machine.withdrawn))
+
+    @property
+    def is_set_up(self) -> bool:
+        """True once every site has ratified the roster."""
+        return self._ready.is_set()
 
     # ---- the study ----------------------------------------------------------------------------------------------
 
@@ -107,8 +124,8 @@ class StudyRun:
         if self._machine.state in ("READY", "COLLECTING"):
             self._ready.set()
         await self._ready.wait()
-        if self._session_over is not None:
-            raise RoundAbandoned(self._session_over.reason)
+        if self._machine.state == "FAILED":
+            raise SessionLost(self._why(self._session_over))
         set_up = time.monotonic() - began
         done = {
             name: Finished(result, arrays.decode(state))
@@ -147,9 +164,14 @@ class StudyRun:
             else:
                 state_bytes = b""
             facts["total_s"] += facts["combine_s"]
-            self._store.close_round(self.digest, outcome.round, plan.name, step, attempt, state_bytes, facts)
+            facts["bytes_up"], self.bytes_up = self.bytes_up, dict.fromkeys(self.study.site_ids, 0)
+            done = following if isinstance(following, Finished) else None
+            result = (done.result, arrays.encode(done.state)) if done is not None else None
+            self._store.close_round(
+                self.digest, self._params.epoch, outcome.round, plan.name, step, attempt, state_bytes, facts, result
+            )  # fmt: skip
+            self.progress["closed"] = step + 1
             step += 1
-        self._store.finish(self.digest, plan.name, following.result, arrays.encode(following.state))
         return following
 
     async def _step(
@@ -157,23 +179,22 @@ class StudyRun:
     ) -> tuple[int, Outcome, dict[str, Any]]:
         """The opened sum of one step; later attempts where a round is abandoned."""
         spares = privacy.spares(self.study, plan)
-        first = 0
         resumed = self._open_attempt(plan, step)
-        if resumed is not None:
-            first = resumed
+        first = resumed if resumed is not None else self._machine.attempts(plan.name, step)
         for attempt in range(first, first + spares + 1):
             active = tuple(i for i in range(len(self.study.sites)) if i not in self._machine.withdrawn)
             began = time.monotonic()
             words = privacy.codec(self.study).words(layout.length)
             async with self._turn:
-                self._ended = asyncio.get_running_loop().create_future()
                 if resumed is None or attempt > first:
+                    self._ended = asyncio.get_running_loop().create_future()
                     task = privacy.task_for(self.study, plan, step, attempt, broadcast)
                     number = self._machine.last_round + 1
                     self.progress["round"] = number
                     await self._perform(
                         self._machine.start_round(number, active, words, layout.length, task, broadcast)
                     )
+            assert self._ended is not None
             ended = await self._ended
             if isinstance(ended, Outcome):
                 took = time.monotonic() - began
@@ -181,16 +202,21 @@ class StudyRun:
                     "total_s": took, "survivors": [self.study.site_ids[i] for i in ended.survivors],
                     "coordinates": layout.coordinates,
                 }  # fmt: skip
-            names = ", ".join(self.study.site_ids[i] for i in ended.suspects)
-            log.warning("study %s: %s (%s)", self.digest[:12], ended.reason, names)
-            reason = f"{ended.reason}" + (f" ({names})" if names else "")
-            if ended.session_over or attempt == first + spares:
-                raise RoundAbandoned(
-                    f"{plan.name}, step {step + 1}: {reason}",
-                    hint="no spare attempt is left" if not ended.session_over else "the session ended",
-                )
+            reason = self._why(ended)
+            log.warning("study %s: %s", self.digest[:12], reason)
+            if ended.session_over:
+                raise SessionLost(f"{plan.name}, step {step + 1}: {reason}")
+            if attempt == first + spares:
+                raise RoundAbandoned(f"{plan.name}, step {step + 1}: {reason}", hint="no spare attempt is left")
             await asyncio.sleep(0.5)  # cancels of the abandoned round come in, so that the retry may be free
         raise AssertionError("unreachable")
+
+    def _why(self, ended: Abandoned | None) -> str:
+        """The reason with the hospitals' names."""
+        if ended is None:
+            return "the session had failed before the exchange was restarted"
+        names = ", ".join(self.study.site_ids[i] for i in ended.suspects)
+        return ended.reason + (f" ({names})" if names else "")
 
     def _opened(self, outcome: Outcome, length: int) -> NDArray[np.float64]:
         codec = privacy.codec(self.study)
@@ -219,7 +245,7 @@ class StudyRun:
         while pending:
             match pending.popleft():
                 case Persist(record=record):
-                    self._store.append(self.digest, record)
+                    self._store.append(self.digest, self._params.epoch, record)
                 case Send(message=message, to=to):
                     await self._say(to, message)
                 case Deadline(token=token, after_s=after):
@@ -261,6 +287,7 @@ class StudyRun:
     def _results(self, done: dict[str, Finished], set_up: float) -> dict[str, Any]:
         facts = self._store.facts(self.digest)
         seconds = sorted(f["total_s"] for f in facts)
+        sent = {name: sum(f["bytes_up"][name] for f in facts) + self.bytes_up[name] for name in self.study.site_ids}
         pads = [f["padding_sd"] for f in facts if f["padding_sd"]]
         promise = privacy.promise(self.study)
         attempts = {f["analysis"]: 0 for f in facts}
@@ -279,7 +306,7 @@ class StudyRun:
                 "p95": seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
             },
             "wall_seconds": {"set_up": set_up, "rounds": sum(seconds)},
-            "bytes_up": self.bytes_up,
+            "bytes_up": sent,
             "epsilon": None if promise is None else promise.pld,
             "delta": str(self.study.privacy.delta),
             "promise": None if promise is None else asdict(promise),

@@ -25,10 +25,13 @@ CREATE TABLE IF NOT EXISTS studies (
 CREATE TABLE IF NOT EXISTS decisions (
     digest TEXT, site TEXT, role TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site, role)
 );
-CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, record BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS journal (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL, epoch INTEGER NOT NULL, record BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS journal_of ON journal (digest, epoch, seq);
 CREATE TABLE IF NOT EXISTS rounds (
-    digest TEXT, number INTEGER, analysis TEXT, step INTEGER, attempt INTEGER, state BLOB, facts TEXT NOT NULL,
-    PRIMARY KEY (digest, number)
+    digest TEXT, epoch INTEGER, number INTEGER, analysis TEXT, step INTEGER, attempt INTEGER, state BLOB, facts TEXT NOT NULL,
+    PRIMARY KEY (digest, epoch, number)
 );
 CREATE TABLE IF NOT EXISTS finished (
     digest TEXT, analysis TEXT, result TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (digest, analysis)
@@ -117,52 +120,64 @@ class Store:
         """Keep a site's approval (by role) or refusal (role "refusal")."""
         self.db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?)", (digest, site, role, document))
 
-    def decisions(self, digest: str) -> dict[str, list[str]]:
-        """Site -> roles that decided; "refusal" among them is a no."""
-        found: dict[str, list[str]] = {}
-        for site, role in self.db.execute("SELECT site, role FROM decisions WHERE digest = ? ORDER BY site", (digest,)):
-            found.setdefault(site, []).append(role)
+    def decisions(self, digest: str) -> dict[str, dict[str, bytes]]:
+        """Site -> role -> signed decision; a role "refusal" is a no."""
+        found: dict[str, dict[str, bytes]] = {}
+        query = "SELECT site, role, document FROM decisions WHERE digest = ? ORDER BY site, role"
+        for site, role, document in self.db.execute(query, (digest,)):
+            found.setdefault(site, {})[role] = document
         return found
 
     # ---- rounds -------------------------------------------------------------------------------------------------
 
-    def append(self, digest: str, record: bytes) -> None:
-        """One journal record of a study's aggregator."""
-        self.db.execute("INSERT INTO journal (digest, record) VALUES (?, ?)", (digest, record))
+    def append(self, digest: str, epoch: int, record: bytes) -> None:
+        """One journal record of a study's aggregator in one key epoch."""
+        self.db.execute("INSERT INTO journal (digest, epoch, record) VALUES (?, ?, ?)", (digest, epoch, record))
 
-    def records(self, digest: str) -> list[bytes]:
-        """The journal of a study, oldest first."""
-        return [r for (r,) in self.db.execute("SELECT record FROM journal WHERE digest = ? ORDER BY seq", (digest,))]
+    def records(self, digest: str, epoch: int) -> list[bytes]:
+        """The journal of a study's epoch, oldest first."""
+        query = "SELECT record FROM journal WHERE digest = ? AND epoch = ? ORDER BY seq"
+        return [r for (r,) in self.db.execute(query, (digest, epoch))]
 
     def close_round(
-        self, digest: str, number: int, analysis: str, step: int, attempt: int, state: bytes, facts: dict[str, Any]
+        self,
+        digest: str,
+        epoch: int,
+        number: int,
+        analysis: str,
+        step: int,
+        attempt: int,
+        state: bytes,
+        facts: dict[str, Any],
+        finished: tuple[dict[str, Any], bytes] | None,
     ) -> None:
-        """A round whose sum was combined: what the next one starts from. Its journalled broadcast is not needed again."""
+        """A round whose sum was combined: what the next one starts from, or the analysis' result and state, in one commit."""
+        self.db.execute("BEGIN IMMEDIATE")
         self.db.execute(
-            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (digest, number, analysis, step, attempt, state, json.dumps(facts)),
+            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (digest, epoch, number, analysis, step, attempt, state, json.dumps(facts)),
         )
+        if finished is not None:
+            self.db.execute(
+                "INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)",
+                (digest, analysis, json.dumps(finished[0]), finished[1]),
+            )
+        self.db.execute("COMMIT")
 
     def last_closed(self, digest: str) -> tuple[int, str, int, bytes] | None:
         """(number, analysis, step, state) of the last closed round, None where there is none."""
         row: tuple[int, str, int, bytes] | None = self.db.execute(
-            "SELECT number, analysis, step, state FROM rounds WHERE digest = ? ORDER BY number DESC LIMIT 1", (digest,)
+            "SELECT number, analysis, step, state FROM rounds WHERE digest = ? ORDER BY rowid DESC LIMIT 1", (digest,)
         ).fetchone()
         return row
 
     def facts(self, digest: str) -> list[dict[str, Any]]:
         """What is known of each closed round: timings, bytes, survivors, noise on the padding."""
-        query = "SELECT number, analysis, step, attempt, facts FROM rounds WHERE digest = ? ORDER BY number"
+        query = "SELECT number, analysis, step, attempt, facts FROM rounds WHERE digest = ? ORDER BY rowid"
         return [
             {"round": n, "analysis": a, "step": s, "attempt": t, **json.loads(f)}
             for n, a, s, t, f in self.db.execute(query, (digest,))
         ]
-
-    def finish(self, digest: str, analysis: str, result: dict[str, Any], state: bytes) -> None:
-        """The result of one analysis."""
-        self.db.execute(
-            "INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)", (digest, analysis, json.dumps(result), state)
-        )
 
     def finished(self, digest: str) -> dict[str, tuple[dict[str, Any], bytes]]:
         """Analysis -> (result, state)."""

@@ -176,6 +176,7 @@ def sign(
         "text": sha256(shown.encode()),
         "person": sha256(person.encode()),
         "role": role,
+        "approvers": sorted(config.policy.approvers),  # how many more say yes before this site has approved
         "time": datetime.now(UTC).strftime(INSTANT),
     }
     for other in _approvals(home, consortium, digest, raw_public(key)):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sequester.client.gate.ledger import GENESIS, Ledger
-from sequester.protocols.signing import sha256, sign_document
+from sequester.protocols.signing import raw_public, sha256, sign_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +66,25 @@ def verify(folder: Path, witnessed: list[tuple[int, bytes]]) -> Finding:
 
 
 def witnesses(consortia: list[Path], data_set: str) -> list[tuple[int, bytes]]:
-    """Heads of this data set that its receipts and what peers sent back hold, from every consortium folder."""
+    """Heads that this data set signed into receipts and key advertisements, from every consortium's folder."""
     heads = []
     for folder in consortia:
         for receipt in sorted((folder / "receipts").glob("*.json")):
             body = json.loads(receipt.read_text("utf-8"))["body"]
             if body["data_set"] == data_set:
                 heads.append((int(body["ledger"]["counter"]), bytes.fromhex(body["ledger"]["head"])))
-        path = folder / "witness.json"
-        if path.exists():
-            rows = json.loads(path.read_text("utf-8"))
-            heads += [(int(r["counter"]), bytes.fromhex(r["head"])) for r in rows if r["data_set"] == data_set]
+        path = folder / "advertisements.json"
+        if path.exists() and (folder / "identity.key").exists():
+            row = json.loads(path.read_text("utf-8")).get(f"{_own_key(folder)}/{data_set}")
+            if row is not None:
+                heads.append((int(row["counter"]), bytes.fromhex(row["head"])))
     return heads
+
+
+def _own_key(folder: Path) -> str:
+    key = load_pem_private_key((folder / "identity.key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return raw_public(key).hex()
 
 
 def export(ledger: Ledger, key: Ed25519PrivateKey) -> bytes:

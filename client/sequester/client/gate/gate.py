@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,6 +63,13 @@ class Consortium:
                 return True
         return False
 
+    def rows(self) -> list[dict[str, object]]:
+        """What `sequester-client status` shows of the studies that run: counts and bytes."""
+        return [
+            {"study": digest, "consortium": self.name, "held": session.holds, **asdict(session.progress)}
+            for digest, session in self.sessions.items()
+        ]
+
     async def join(self, digest: str, bundle: str) -> tuple[str, str]:
         """("joined", ""), ("not yet", "") or ("refused", public code); the full reason goes to this site's log."""
         try:
@@ -100,7 +108,7 @@ class Consortium:
     async def resume(self) -> None:
         """Take up every study that a journal says was under way when the gate ended."""
         for folder in sorted((self.folder / "journal").glob("*")):
-            if self.outcome(folder.name) is None and (folder / "journal.db").exists():
+            if self.outcome(folder.name) is None:
                 try:
                     await self.begin(self._approved(folder.name), folder.name)
                 except SequesterError as error:
@@ -118,34 +126,24 @@ class Consortium:
         return path.read_text("ascii") if path.exists() else None
 
     async def _run(self, digest: str, session: Session) -> str:
-        final = await session.run()
-        path = self.folder / "outcomes" / digest
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.write_text(final, "ascii")
-        del self.sessions[digest]
-        return final
+        try:
+            final = await session.run()
+            path = self.folder / "outcomes" / digest
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            unfinished = path.with_suffix(".new")
+            unfinished.write_text(final, "ascii")
+            unfinished.replace(path)
+            log.info("study %s ended here: %s", digest[:12], final)
+            return final
+        finally:
+            del self.sessions[digest]
 
     def _session(self, study: Study, digest: str) -> Session:
-        params = privacy.session_params(study)
         cohort = self._home.dataset(self._ledger.data_set) / "cohorts" / digest
         limits = Limits.for_study(study)
-        secret = self._identity.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-        journal = Journal(self.folder / "journal" / digest, secret, limits)
-        rules = StudyRules(
-            study,
-            digest,
-            self._config.policy,
-            self._ledger,
-            peers.pinned(self._home, self.name),
-            self._witnesses,
-            epoch_floor=lambda: -1,
-        )
-        index = study.site_ids.index(self._config.site.id)
-        records = journal.records()
-        if records:
-            member = Member.restore(records, journal.outbox(), params, index, self._identity.sign, rules, os.urandom)
-        else:
-            member = Member(params, index, self._identity.sign, rules, os.urandom)
+
+        def keep(after_epoch: int | None) -> tuple[Member, Journal]:
+            return self._member(study, digest, limits, after_epoch)
 
         async def start_compute() -> Custodian:
             text = canonical(study_json(study)).decode()
@@ -164,8 +162,7 @@ class Consortium:
         session = Session(
             study,
             digest,
-            member,
-            journal,
+            keep,
             self._ledger,
             start_compute,
             lambda: tls.site_channel_aio(self.folder),
@@ -173,6 +170,33 @@ class Consortium:
             limits,
         )
         return session
+
+    def _member(self, study: Study, digest: str, limits: Limits, after_epoch: int | None) -> tuple[Member, Journal]:
+        """The member as its journal has it; with `after_epoch` a new one, for an epoch beyond that.
+
+        Each session has a folder of its own, named by the lowest epoch it may have; what is in an older one is never
+        opened for work again.
+        """
+        folder = self.folder / "journal" / digest
+        epochs = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+        number = max(epochs, default=0) if after_epoch is None else after_epoch + 1
+        secret = self._identity.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        journal = Journal(folder / str(number), secret, limits)
+        rules = StudyRules(
+            study,
+            digest,
+            self._config.policy,
+            self._ledger,
+            peers.pinned(self._home, self.name),
+            self._witnesses,
+            epoch_floor=number - 1,
+        )
+        index = study.site_ids.index(self._config.site.id)
+        member = Member.restore(
+            journal.records(), journal.outbox(), privacy.session_params(study), index, self._identity.sign, rules,
+            os.urandom,
+        )  # fmt: skip
+        return member, journal
 
     def _approved(self, digest: str) -> Study:
         study, document = exchange.stored_study(self._home, self.name, digest)

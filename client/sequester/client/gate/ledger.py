@@ -319,6 +319,13 @@ class Ledger:
             )
         self.append("spend", {"study": study, "analysis": analysis, "step": step, "attempt": attempt})
 
+    def has_spent(self, study: str, analysis: str, step: int) -> bool:
+        """True where one step of an analysis was charged before."""
+        return any(
+            (row.body["study"], row.body["analysis"], row.body["step"]) == (study, analysis, step)
+            for row in self.rows("spend")
+        )
+
     def charges_spent(self, study: str) -> dict[str, int]:
         """Charges of a study by analysis."""
         return dict(self._studies().get(study, _Standing()).used)

@@ -16,7 +16,7 @@ from sequester.client.gate.ledger import Ledger
 from sequester.client.policy import Policy
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
-from sequester.protocols.errors import PeerError, RefusalCode, StudyError
+from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, StudyError
 from sequester.protocols.secagg.member import Admission
 from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart
 from sequester.protocols.session import SessionParams
@@ -77,7 +77,7 @@ class StudyRules:
         ledger: Ledger,
         pinned: frozenset[bytes],
         witnesses: Witnesses,
-        epoch_floor: Callable[[], int],
+        epoch_floor: int,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.pinned = pinned
@@ -90,7 +90,7 @@ class StudyRules:
         self._now = now
 
     def epoch_floor(self) -> int:
-        return self._epoch_floor()
+        return self._epoch_floor
 
     def reserve(self, params: SessionParams) -> tuple[str, int, bytes]:
         """Reserves T + R charges of every analysis, durably, before a key is advertised; `PrivacyError` refuses."""
@@ -134,6 +134,12 @@ class StudyRules:
             raise PeerError(
                 f"the task of {plan.name}, step {start.task.step}, is not the one the signed study gives",
                 hint="nothing was sent; the exchange and this site disagree about layout, clip, noise or broadcast",
+            )
+        if plan.mode == "exact" and self._ledger.has_spent(self._digest, plan.name, start.task.step):
+            # an epoch ago: the session's own memory of what it contributed began afresh, the ledger's did not (C27)
+            raise PrivacyError(
+                f"exact step {start.task.step} of {plan.name} was contributed before",
+                hint="nothing was sent; an exact step that was abandoned ends its analysis",
             )
         held = plan.name in self._policy.hold_rounds
         until = int(self._now().timestamp()) + 86400 if held else 0

@@ -9,6 +9,7 @@ Compute works in a task of its own, so that a stop is heard while it does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections import deque
@@ -37,9 +38,11 @@ from sequester.protocols.secagg.messages import (
     Persist,
     Refusal,
     Send,
+    SessionProposal,
     StoreOutbox,
     StudyRefusal,
 )
+from sequester.protocols.states import FINAL, StudyState
 from sequester.protocols.study import Study
 from sequester.protocols.wire import Limits, Reader, check_hello, frames, hello
 
@@ -47,6 +50,7 @@ log = logging.getLogger("sequester.gate")
 
 RECONNECT_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one for ever: the exchange is back within ten seconds of a restart
 _HELLO_S = 30.0
+_GOODBYE_S = 5.0
 _METHOD = "/sequester.v1.Site/Session"
 
 
@@ -68,8 +72,7 @@ class Session:
         self,
         study: Study,
         digest: str,
-        member: Member,
-        journal: Journal,
+        keep: Callable[[int | None], tuple[Member, Journal]],
         ledger: Ledger,
         start_compute: Callable[[], Awaitable[Custodian]],
         open_channel: Callable[[], grpc.aio.Channel],
@@ -82,8 +85,8 @@ class Session:
         self.stands = asyncio.Event()
         self.final: str | None = None
         self.isolation = ""  # what the kernel said of compute's network, for the receipt
-        self._member = member
-        self._journal = journal
+        self._keep = keep
+        self._member, self._journal = keep(None)
         self._ledger = ledger
         self._start_compute = start_compute
         self._open_channel = open_channel
@@ -100,16 +103,21 @@ class Session:
         tries = 0
         try:
             while self.final is None:
+                left = (self.study.expires_at - datetime.now(UTC)).total_seconds()
                 try:
-                    await self._stream()
-                    tries = 0
+                    async with asyncio.timeout(max(left, 0.0)):
+                        await self._stream()
                 except (grpc.aio.AioRpcError, PeerError, TimeoutError) as error:
                     reason = error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
                     log.warning("study %s: stream lost (%s)", self.digest[:12], reason)
+                except SequesterError as error:
+                    # a disk or a budget said no between two effects: what is on disk is what counts
+                    log.error("study %s: %s; %s", self.digest[:12], error.message, error.hint)
+                    await self._reload()
                 was_up = self.stands.is_set()
                 self.stands.clear()
                 self._call = None
-                if datetime.now(UTC) > self.study.expires_at:
+                if self.final is None and datetime.now(UTC) > self.study.expires_at:
                     self._end("expired")
                 if self.final is None:
                     tries = 0 if was_up else tries + 1
@@ -130,8 +138,27 @@ class Session:
         """Leave the study for good: tell the exchange if it listens, erase the session's keys."""
         async with self._turn:
             await self._perform(self._member.withdraw())
-        self._end("withdrawn")
-        await self._hang_up()
+        await self._leave("withdrawn")
+        if self._call is not None:
+            asyncio.get_running_loop().call_later(_GOODBYE_S, self._call.cancel)  # if the exchange does not hang up
+
+    async def _reload(self) -> None:
+        """Forget what is in memory and stand where the journal says."""
+        async with self._turn:
+            if self._working is not None:
+                self._working.cancel()
+            self._round = None
+            self._journal.close()
+            self._member, self._journal = self._keep(None)
+
+    def _renew(self) -> None:
+        """Fresh keys for a new epoch; the ledger goes on, so nothing that was spent comes back."""
+        log.info("study %s: a new key epoch begins", self.digest[:12])
+        if self._working is not None:
+            self._working.cancel()
+        self._round = None
+        self._journal.close()
+        self._member, self._journal = self._keep(self._member.epoch)
 
     async def answer_hold(self, yes: bool) -> None:
         """A person's answer to a held round."""
@@ -158,10 +185,15 @@ class Session:
             self.stands.set()
             self.progress.state = "joined"
             async with self._turn:
-                if self._member.state != "IDLE":
-                    await self._perform(self._member.resume())
+                await self._perform(self._member.resume())
             while self.final is None:
                 await self._take(reader.take(await self._read(call)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._until_closed(call), _HELLO_S)  # the receipt is on its way
+
+    async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> None:
+        while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
+            pass
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
         frame = await call.read()
@@ -175,20 +207,27 @@ class Session:
             case None:
                 return
             case pb.Stop():
-                self._end(message.state)
+                if message.state not in {state.value for state in FINAL if state is not StudyState.DONE}:
+                    raise PeerError("a stop without an end")
+                await self._leave(message.state)
             case pb.Done():
-                await self._send_receipt("done")
-                self._end("done")
-                await self._hang_up()
+                await self._leave("done")
             case pb.Hello() | pb.Receipt():
                 raise PeerError(f"{type(message).__name__} in the middle of a stream")
             case _:
                 async with self._turn:
+                    if isinstance(message, SessionProposal) and self._member.state != "IDLE":
+                        if message.params.epoch > self._member.epoch:
+                            self._renew()
                     await self._perform(self._member.handle(message))  # type: ignore[arg-type]  # Reader yields messages
 
-    async def _hang_up(self) -> None:
+    async def _leave(self, state: str) -> None:
+        """The study is over here: settle, then the receipt, whose ledger head vouches for all of that."""
+        self._end(state)
         if self._call is not None:
-            await self._call.done_writing()
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._send_receipt(state)
+                await self._call.done_writing()
 
     # ---- effects ------------------------------------------------------------------------------------------------
 

@@ -112,6 +112,10 @@ class Aggregator:
         """The task of the open round, None where none is open."""
         return self._round.start.task if self._round is not None else None
 
+    def attempts(self, analysis: str, step: int) -> int:
+        """Rounds of this session that were opened for one step so far."""
+        return len(self._earlier.get((analysis, step), ()))
+
     def knows(self, advertisements: Iterable[KeyAdvertisement]) -> None:
         """Advertisements journalled in earlier studies: what a peer's `seen` may point at."""
         for adv in advertisements:

@@ -177,6 +177,11 @@ class Member:
         """The session's name; it binds roster, c, min_active, a, w, mode and suite."""
         return keys.session_id(self._params)
 
+    @property
+    def epoch(self) -> int:
+        """The session's key epoch; before a proposal was accepted, the lowest there is."""
+        return self._params.epoch
+
     # ---- the one entry ------------------------------------------------------------------------------------------
 
     def handle(self, message: Message) -> list[Effect]:
@@ -653,12 +658,14 @@ class Member:
         ]
 
     def resume(self) -> list[Effect]:
-        """What to say first on a new stream past IDLE: where this site stands, and its last word again, same bytes."""
+        """What to say first on every stream: where this site stands, and its last word again, same bytes."""
         effects: list[Effect] = [Send(Resume(self.session_id, self.last_round, self.state))]
         if self.state == "ADVERTISED" and self._adv is not None:
             effects.append(Send(self._adv))
         elif self.state == "RATIFIED":
             effects.append(Send(self._ratification()))
+        elif self.state == "COMPUTING" and self._awaited is None:
+            effects.append(Send(Refusal()))  # the vector died with the process: nobody need wait for it
         elif self.state == "HELD" and self._held is None:
             self.state = "READY"  # the request died with the process; the exchange asks again
         elif self.state == "MASKED" and self._outbox is not None:
