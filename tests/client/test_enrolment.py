@@ -105,7 +105,7 @@ def test_an_enrolled_hospital_talks_over_mutual_tls_and_is_known_by_its_certific
         with pytest.raises(grpc.RpcError) as refused:
             ask(pb.Invitation(site="x"), timeout=5)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
-    assert refused.value.details() == "sequester:site:north"  # type: ignore[attr-defined]
+    assert refused.value.details() == "sequester:site:north may not ask that"  # type: ignore[attr-defined]
 
 
 def test_the_supernode_key_is_what_ssh_keygen_reads_as_p384(alps: Exchange, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from sequester.server.exchange import Exchange
 
 log = logging.getLogger("sequester.exchange")
 
-Handlers = grpc.GenericRpcHandler[Any, Any]
+Handlers = Any  # grpc.GenericRpcHandler; its stub is generic, the class is not
 NodeKey = Callable[[str, bytes | None], Awaitable[None]]  # (site, SuperNode key, None: strike it)
 
 
@@ -38,7 +38,7 @@ async def _refuse(context: Any, error: SequesterError) -> None:
 def _unary(act: Callable[[Any, Any], Any], request: Any, may: Callable[[Any], bool]) -> Any:
     async def handler(message: Any, context: Any) -> Any:
         if not may(context):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate may not ask that")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{tls.peer_uri(context)} may not ask that")
         try:
             answer = act(message, context)
             return await answer if asyncio.iscoroutine(answer) else answer
@@ -88,7 +88,7 @@ def site_service(exchange: Exchange) -> Handlers:
 
     async def session(requests: Any, context: Any) -> None:
         if not is_member(context):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate may not ask that")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{tls.peer_uri(context)} may not ask that")
 
         async def read() -> pb.Frame | None:
             frame = await context.read()

@@ -30,7 +30,7 @@ def run(home: HomeOption = None) -> None:
 
     The gate takes up studies that were under way, waits for new ones that you approved, and refuses all others.
     """
-    from sequester.client.gate.serve import serve  # type: ignore[attr-defined, unused-ignore]  # lands next
+    from sequester.client.gate.serve import serve
 
     asyncio.run(serve(home_of(home)))
 

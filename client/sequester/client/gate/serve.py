@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sequester.client.gate.flower.door import serve_door
-from sequester.client.gate.flower.forwarder import serve_forwarder
-
 from sequester.client.config import Home, SiteConfig
 from sequester.client.gate import control, tls
+from sequester.client.gate.flower.door import serve_door
+from sequester.client.gate.flower.forwarder import serve_forwarder
 from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
 from sequester.protocols.errors import SequesterError, SiteError
