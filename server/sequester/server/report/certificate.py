@@ -1,0 +1,229 @@
+"""The privacy certificate of a study's release: everything spec/privacy.md, section 1, says a release must carry.
+
+One JSON value, from the signed study, the results and the hospitals' verified receipts. The page prints it; nothing in it
+is about a single hospital except the charges that its own ledger counted. A figure that is not known says so and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from scipy.stats import chi2
+
+from sequester.protocols import accounting, privacy, session
+from sequester.protocols.accounting import DELTA_SLACK, Event
+from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.study import Study
+from sequester.server.report.receipts import Receipt
+
+PADDING_LEVEL = 1e-4  # a side; spec/privacy.md, section 8: the low side blocks, the high side warns
+
+NOT_COVERED = (
+    "correctness against a hospital that sends wrong numbers",
+    "a hospital's own compute and gate: they are its custodian",
+    "the names of the hospitals, the definition of the cohort, the model's form, timing, message sizes and failures",
+    "that a hospital joined or did not join: data are checked once, before approval, and the outcome is seen",
+    "relatives: each person is a unit of their own, and what a family shares is not protected",
+    "that raw DNA stays at the hospital: a statement about where data flow, not about differential privacy",
+)
+
+IMPLEMENTATION = {
+    "random_source": "AES-CTR streams seeded by the operating system at each hospital's gate",
+    "noise": "exact discrete Gaussian in integers, added before the modulus, by the gate and by nothing else",
+    "sums": "float64 over clipped patients, rounded to fixed point; the bound on one patient includes the rounding",
+    "timing": "rounds start when the exchange says so; a hospital's answer time is not padded",
+    "message_sizes": "fixed by the signed study, the same at every hospital",
+    "logs": "counts, positions in files and variant names only",
+    "access": "keys and genotypes are held by two processes that share a socket and nothing else",
+}
+
+
+def certificate(
+    study: Study, digest: str, results: Mapping[str, Any], receipts: Mapping[str, Receipt]
+) -> dict[str, Any]:
+    """The certificate as a JSON value; sites without a receipt are listed with the whole reservation."""
+    private = [plan for plan in study.analyses if plan.mode == "private"]
+    exact = [plan.name for plan in study.analyses if plan.mode == "exact"]
+    promise = privacy.promise(study)
+    return {
+        "format": 1,
+        "study": digest,
+        "lineage": study.lineage,
+        "rehearsal": study.rehearsal,
+        "unit": {"name": study.privacy.unit, "means": "one patient's whole record at one hospital: every visit, row and variant"},
+        "adjacency": study.privacy.adjacency,
+        "epsilon": {
+            "contract": None if promise is None else str(study.privacy.epsilon),
+            "filter": None if promise is None else promise.filter,
+            "reported": None if promise is None else promise.pld,
+            "without_spare_attempts": None if promise is None else promise.pld_without_spares,
+            "copies": 2,
+            "two_copies": None if promise is None else promise.two_copies,
+            "all_others_collude": None if promise is None else promise.all_others_collude,
+            "covers": "all planned rounds and spare attempts of the private analyses, at every hospital",
+        },
+        "delta": {
+            "contract": str(study.privacy.delta),
+            "stated": float(study.privacy.delta) * DELTA_SLACK,
+            "slack": DELTA_SLACK,
+            "slack_because": "the noise is a discrete Gaussian, accounted as a continuous one",
+        },
+        "life": _life(exact),
+        "exact": exact,
+        "releases": [_release(study, plan) for plan in study.analyses],
+        "sites": _sites(study, private, receipts),
+        "accountant": {
+            "decides": "Renyi filter at one order", "order": str(study.privacy.order),
+            "reports": "privacy loss distributions, pessimistic", "library": "dp-accounting",
+            "version": version("dp-accounting"),
+        },
+        "contributions_per_patient": "one record; rows are merged by patient at ingest, a second row is refused",
+        "trust": trust(study),
+        "not_covered": list(NOT_COVERED),
+        "budget_policy": "each hospital's own policy and ledger, for the life of its data; never refreshed by this study",
+        "implementation": IMPLEMENTATION,
+        "public_inputs": public_inputs(study),
+        "hyper_parameters": {
+            "values": {plan.name: _settings(plan) for plan in study.analyses},
+            "chosen": "fixed in the signed study before any patient was read; nothing was tuned on these patients",
+            "charged": "0: no search ran on these patients in this study",
+        },
+        "evidence": evidence(study, results),
+        "versions": {"sequester": version("sequester")},
+    }  # fmt: skip
+
+
+def trust(study: Study) -> dict[str, Any]:
+    """The letters of spec/secure-aggregation.md, section 2, for the smallest round the study allows."""
+    params = privacy.session_params(study)
+    n, c = len(params.roster), params.max_corrupt
+    h = privacy.noise_adders(study)
+    return {
+        "kind": "computational differential privacy: the exchange sees masked integers and one opened sum a round",
+        "N": n,
+        "c": c,
+        "t": session.threshold(n, c),
+        "a": params.max_absent,
+        "u": min(session.floor(params, active) for active in range(params.min_active, n + 1)),
+        "h": h,
+        "f": n - h,
+        "mode": params.mode,
+        "mechanism": study.privacy.mechanism,
+        "key_holders": "each hospital holds its own keys; the coordinator's signing key is not on the exchange",
+        "exchange": f"may be malicious, together with up to {c} of the {n} hospitals",
+    }
+
+
+def public_inputs(study: Study) -> dict[str, Any]:
+    """What entered from outside the cohorts: sizes, frequencies, bounds, published scores."""
+    return {
+        "n0": study.n0,
+        "n_max": study.n_max,
+        "variant_frequencies": len(study.variants),
+        "published_scores": [score.name for score in study.scores],
+        "bounded_columns": [c.name for c in (study.phenotype, *study.covariates) if c.kind == "quantitative"],
+        "prevalence": {p.name: str(p.prevalence) for p in study.analyses if p.kind == "glm" and p.family == "logistic"},
+    }
+
+
+def evidence(study: Study, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured in this run; what was not says so."""
+    ratio = results.get("noise_on_padding")
+    limits = padding_limits(study, results)
+    if ratio is None or limits is None:
+        verdict = "not measured: no private analysis ran"
+    elif ratio < limits[0]:
+        verdict = "too little noise: this release is blocked"
+    elif ratio > limits[1]:
+        verdict = "more noise than promised: privacy holds, usefulness suffers"
+    else:
+        verdict = "the noise that was promised"
+    return {
+        "noise_on_padding": {
+            "ratio": ratio, "limits": None if limits is None else list(limits), "level_a_side": PADDING_LEVEL,
+            "verdict": verdict,
+        },
+        "audit_lower_bound": {"value": None, "because": "no canary audit ran with this study"},
+        "accountant": "every hospital's ledger admitted each charge before its bytes left",
+    }  # fmt: skip
+
+
+def padding_limits(study: Study, results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Limits of measured over promised standard deviation, chi-square at 1e-4 a side, pooled; None without padding."""
+    attempts = results.get("attempts", {})
+    count = sum(
+        int(attempts.get(plan.name, 0)) * privacy.layout(study, plan, 0).padding
+        for plan in study.analyses
+        if plan.mode == "private"
+    )
+    if count == 0:
+        return None
+    low, high = (math.sqrt(chi2.ppf(p, count) / count) for p in (PADDING_LEVEL, 1 - PADDING_LEVEL))
+    return low, high
+
+
+def _life(exact: list[str]) -> dict[str, Any]:
+    if exact:
+        because = "exact analyses ran on these data: no epsilon for life can be stated for them any more"
+        return {"epsilon": None, "because": because, "instead": "epsilon of the private releases alone"}
+    because = "each hospital's ledger keeps it and does not send it; its own command `ledger` shows it"
+    return {"epsilon": None, "because": because, "instead": None}
+
+
+def _release(study: Study, plan: Plan) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": plan.name, "kind": plan.kind, "mode": plan.mode, "T": privacy.rounds(study, plan),
+        "R": privacy.spares(study, plan),
+    }  # fmt: skip
+    if plan.mode == "exact":
+        return row | {"mechanism": "none: the opened sums are not protected by differential privacy", "epsilon": None}
+    layout, delta = privacy.layout(study, plan, 0), float(study.privacy.delta)
+    step = 2.0**study.aggregation.fraction_bits
+    sigma, charges = privacy.multiplier(plan), privacy.charges(study, plan)
+    share = privacy.sigma_int(study, plan, layout)
+    return row | {
+        "mechanism": f"Gaussian, {study.privacy.mechanism} discrete shares",
+        "sigma": sigma,
+        "C": analysis_of(plan).sensitivity(plan, study),
+        "C_int": privacy.clip_int(study, plan, layout),
+        "sigma_int_share": share,
+        "noise_sd_of_sum": share * math.sqrt(len(study.sites)) / step,
+        "q": 1,
+        "epsilon": accounting.epsilon_pld([Event(plan.name, sigma, charges)], delta),
+        "delta": delta * DELTA_SLACK,
+    }
+
+
+def _sites(study: Study, private: list[Plan], receipts: Mapping[str, Receipt]) -> dict[str, Any]:
+    delta = float(study.privacy.delta)
+    known: dict[tuple[int, ...], tuple[float, float]] = {}
+    rows: dict[str, Any] = {}
+    for site in study.site_ids:
+        receipt = receipts.get(site)
+        counts = tuple(
+            privacy.charges(study, plan) if receipt is None else receipt.charges.get(plan.name, 0) for plan in private
+        )
+        if counts not in known:
+            events = [Event(p.name, privacy.multiplier(p), n) for p, n in zip(private, counts, strict=True)]
+            halved = [replace(event, sigma=event.sigma / 2) for event in events]
+            known[counts] = accounting.epsilon_pld(events, delta), accounting.epsilon_pld(halved, delta)
+        rows[site] = {
+            "charges": dict(zip((plan.name for plan in private), counts, strict=True)),
+            "epsilon": known[counts][0] if private else None,
+            "two_copies": known[counts][1] if private else None,
+            "from": "its receipt" if receipt is not None else "the reservation: no receipt arrived",
+        }
+    return rows
+
+
+def _settings(plan: Plan) -> dict[str, str]:
+    skipped = {"kind", "name", "mode", "noise_multiplier"}
+    return {
+        key: str(value)
+        for key, value in plan.model_dump(mode="json").items()
+        if key not in skipped and value is not None
+    }

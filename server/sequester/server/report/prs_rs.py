@@ -1,0 +1,113 @@
+"""The reporting items of a risk score (PRS-RS, Wand et al., Nature 2021;591:211-219), filled from the signed study.
+
+Every item has an answer or "Not done, because"; `done` says which. Nothing is invented: what the study does not say is
+said not to be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sequester.protocols.study import Column, Study
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One reporting item."""
+
+    name: str
+    answer: str
+    done: bool = True
+
+
+def items(study: Study, results: Mapping[str, Any]) -> tuple[Item, ...]:
+    """The items in the order of the statement."""
+    analyses: Mapping[str, Any] = results["analyses"]
+    evaluated = [plan.name for plan in study.analyses if plan.kind == "evaluation" and plan.name in analyses]
+    found = [analyses[name]["result"] for name in evaluated]
+    rule = "; ".join(study.cohort.where) or "every patient of each hospital's table"
+    ends = f"{len(study.sites)} hospitals; declared size {study.n0} (from outside the cohorts; the true one is not published)"
+    return (
+        Item("Cohort", f"{ends}. Included: {rule}."),
+        _not_done("Recruitment and dates", "the study names no recruitment period"),
+        _ancestry(study),
+        Item("Sampling", f"{_percent(study)} of the patients held out by keyed hash, fixed before the study was approved."),
+        Item("Outcome", column_words(study.phenotype) + "."),
+        Item("Covariates", "; ".join(map(column_words, study.covariates)) + ".") if study.covariates
+        else _not_done("Covariates", "the study uses none"),
+        Item("Method", "; ".join(f"{plan.name}: {method(study, plan.name)}" for plan in study.analyses) + "."),
+        Item("Variants", f"{len(study.variants)}, {study.genome_build}, in the scoring file with their alleles.")
+        if study.variants else _not_done("Variants", "the study uses no genotypes of its own"),
+        Item("Weights", "in this report and in results.json, as released."),
+        Item("Discrimination", "in this report, on " + part_words(study, evaluated[0]) + ".") if evaluated
+        else _not_done("Discrimination", "the study evaluates no model"),
+        Item("Calibration", "in this report.") if any(r.get("calibration") for r in found)
+        else _not_done("Calibration", "the outcome is not yes or no, or too few patients reached the publication floor"),
+        Item("Subgroups", f"by {study.cohort.subgroup}, in this report.") if any(r.get("groups") for r in found)
+        else _not_done("Subgroups", "the study names no subgroup to report by"),
+        _not_done("External validation", "no data set outside the consortium took part"),
+        Item("Intended use", f"Research: {study.question}"),
+        Item("Limits", "Not for diagnosis. See the section on limits."),
+        Item("Availability", f"Study {results['study']}; contact {study.contact}."),
+    )  # fmt: skip
+
+
+def column_words(column: Column) -> str:
+    """A column in words: name, unit, kind, public bounds, transform."""
+    unit = f" ({column.unit})" if column.unit else ""
+    match column.kind:
+        case "quantitative":
+            how = f"{column.name}{unit}, clamped to {column.lower} to {column.upper}"
+        case "binary":
+            how = f"{column.name}, yes or no"
+        case "category":
+            how = f"{column.name}, one of {', '.join(column.values)}"
+    return how + (f", as its {_TRANSFORM[column.transform]}" if column.transform != "none" else "")
+
+
+_TRANSFORM = {"sqrt": "square root", "log": "logarithm"}
+
+
+def method(study: Study, name: str) -> str:
+    """One analysis in words, without name and full stop."""
+    plan = study.analysis(name)
+    noise = "with differential privacy" if plan.mode == "private" else "exact, without noise"
+    match plan.kind:
+        case "glm":
+            how = "clipped full-batch gradients" if plan.solver == "gradient" else "Newton's method"
+            return f"{plan.family} regression by {how}, {plan.rounds} rounds, {noise}"
+        case "linear":
+            return f"least squares in one round, {noise}"
+        case "evaluation":
+            return f"evaluation of {plan.of} on {part_words(study, name)}, {noise}"
+    return f"{plan.kind}, {noise}"
+
+
+def part_words(study: Study, name: str) -> str:
+    """On whom an evaluation looked."""
+    plan = study.analysis(name)
+    if getattr(plan, "folds", False):
+        return "patients left out in turn (cross-validation)"
+    match getattr(plan, "part", "test"):
+        case "test":
+            return "held-out patients that did not train the model"
+        case "train":
+            return "the patients that trained the model"
+    return "all patients, those that trained the model among them"
+
+
+def _percent(study: Study) -> str:
+    return f"{float(study.cohort.test_fraction):.0%}"
+
+
+def _ancestry(study: Study) -> Item:
+    if study.cohort.subgroup is not None and "ancestr" in study.cohort.subgroup.lower():
+        groups = ", ".join(study.cohort.subgroup_values)
+        return Item("Ancestry", f"by {study.cohort.subgroup} ({groups}); numbers of people are not published.")
+    return _not_done("Ancestry by stage", "the study declares no ancestry groups, and counts are not published")
+
+
+def _not_done(name: str, because: str) -> Item:
+    return Item(name, f"Not done, because {because}.", done=False)

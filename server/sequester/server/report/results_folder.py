@@ -1,0 +1,150 @@
+"""The folder a coordinator takes away: results, report, scoring files, certificate, the study and every receipt.
+
+Everything is checked and built before the first byte is written; each file appears whole or not at all. What is already
+there with other bytes is left alone unless the caller says to overwrite it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sequester.protocols import privacy
+from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
+from sequester.protocols.signing import open_document
+from sequester.protocols.study import Study, study_json
+from sequester.server.report import prs_rs, receipts
+from sequester.server.report.certificate import certificate, padding_limits
+from sequester.server.report.page import render
+from sequester.server.report.scoring_file import scoring_file
+
+
+def write(
+    folder: Path,
+    study: Study,
+    digest: str,
+    results_json: bytes,
+    receipt_documents: Mapping[str, bytes],
+    study_document: bytes,
+    *,
+    overwrite: bool = False,
+) -> list[Path]:
+    """The paths written, in order; files that are there already with the same bytes count as written.
+
+    Raises `StudyError` where study, results or a receipt (which is named) do not belong together, or a file of another
+    content is in the way; `PrivacyError` where the noise measured on the padding is less than promised.
+    """
+    results = _checked(study, digest, results_json, study_document)
+    bodies = receipts.opened(study, digest, receipt_documents)
+    limits, ratio = padding_limits(study, results), results.get("noise_on_padding")
+    if limits is not None and (ratio is None or ratio < limits[0]):
+        raise PrivacyError(
+            f"the noise measured on the padding is {ratio or 0:.4f} of what was promised, at least {limits[0]:.4f} was expected",
+            hint="nothing is exported: ask every hospital for its version and its log; do not publish this model",
+            code=RefusalCode.BUDGET,
+        )
+    known = {site: receipts.read(study, digest, site, body) for site, body in bodies.items()}
+    statement = certificate(study, digest, results, known)
+    files = {
+        "results.json": results_json,
+        "report.html": render(study, digest, results, known, statement),
+        "certificate.json": _json(statement),
+        "prs_rs.json": _json({item.name: {"answer": item.answer, "done": item.done} for item in prs_rs.items(study, results)}),
+        "study.json": study_document,
+        **scoring_files(study, digest, results),
+        **{f"receipts/{site}.json": data for site, data in sorted(receipt_documents.items())},
+    }  # fmt: skip
+    paths = {folder / name: data for name, data in files.items()}
+    if not overwrite:
+        for path, data in paths.items():
+            if path.exists() and path.read_bytes() != data:
+                raise StudyError(
+                    f"{path} is there already with other content",
+                    hint="name an empty folder, or say --overwrite; nothing was changed",
+                )
+    try:
+        for path, data in paths.items():
+            _write_whole(path, data)
+    except OSError as error:
+        raise StudyError(
+            f"{folder}: {error.strerror}", hint="name a folder that can be written to, with room"
+        ) from None
+    return list(paths)
+
+
+def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name -> scoring file of each model on the study's variants; the name carries the analysis where there are more."""
+    found: dict[str, bytes] = {}
+    models = [p for p in study.analyses if p.kind in ("glm", "linear") and p.name in results["analyses"]]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", study.lineage).strip(".-") or "study"
+    for plan in models:
+        epsilon = "none, exact" if plan.mode == "exact" else f"{results['epsilon']:.4g}"
+        weights = variant_weights(study, results["analyses"][plan.name]["result"])
+        data = scoring_file(study, digest, weights, epsilon)
+        if data is not None:
+            name = stem if len(models) == 1 else f"{stem}_{plan.name}"
+            found[f"{name}_scoring_file.txt.gz"] = data
+    return found
+
+
+def variant_weights(study: Study, result: Mapping[str, Any]) -> dict[str, float]:
+    """Weight per copy of each variant's effect allele: its own, and its part in the published scores the model uses."""
+    per_unit = {row["name"]: float(row["per_unit"]) for row in result["weights"]}
+    weights = {variant.id: per_unit[variant.id] for variant in study.variants}
+    for score in study.scores:
+        for variant, weight in score.weights:
+            if variant in weights:
+                weights[variant] += per_unit[score.name] * float(weight)
+    return weights
+
+
+def _checked(study: Study, digest: str, results_json: bytes, study_document: bytes) -> dict[str, Any]:
+    document = open_document(study_document, "study", None)
+    if privacy.study_digest(study) != digest or document.digest != digest or document.body != study_json(study):
+        raise StudyError(
+            f"the signed study is {document.digest[:12]}, these results are of {digest[:12]}",
+            hint="fetch study and results again; a changed byte is another study",
+        )
+    try:
+        results = json.loads(results_json)
+        analyses = results["analyses"]
+        complete = set(analyses) == {plan.name for plan in study.analyses} and results["study"] == digest
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise StudyError("results.json is not what the exchange writes", hint="fetch it again") from None
+    if not complete:
+        raise StudyError(
+            f"results.json is of study {str(results['study'])[:12]}, analyses {', '.join(sorted(analyses))}",
+            hint=f"study {digest[:12]} and all of its analyses were expected",
+        )
+    if any(p.mode == "private" for p in study.analyses) and not _is_finite(results.get("epsilon")):
+        raise StudyError("results.json states no epsilon for a private study", hint="fetch it again")
+    return dict(results)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

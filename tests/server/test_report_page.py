@@ -1,0 +1,246 @@
+"""The report: one file that stands alone, says the same thing twice the same way, and prints nothing that it must not."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+import reported
+from sequester.protocols import privacy
+from sequester.protocols.errors import StudyError
+from sequester.protocols.study import Study
+from sequester.server.report.page import report_html
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; elements left open or closed in the wrong order are `faults`."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.text: dict[str, str] = {"": ""}
+        self.feed(data.decode())
+        self.close()
+        self.faults += self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text[""] += data
+
+    @property
+    def words(self) -> str:
+        """The text a reader sees, white space evened out."""
+        return " ".join(self.text[""].split())
+
+
+def first_page(data: bytes) -> str:
+    text = data.decode()
+    return " ".join(re.sub(r"<[^>]+>", " ", text[text.index("<section") : text.index("</section>")]).split())
+
+
+@pytest.fixture(scope="module")
+def private() -> tuple[Study, dict[str, Any], bytes]:
+    study = reported.private_study()
+    results = reported.run(study)
+    return study, results, report_html(study, results, reported.receipt_bodies(study))
+
+
+@pytest.fixture(scope="module")
+def exact() -> tuple[Study, dict[str, Any], bytes]:
+    study = reported.exact_study()
+    results = reported.run(study)
+    return study, results, report_html(study, results, reported.receipt_bodies(study))
+
+
+def test_the_page_is_well_formed_and_every_id_is_used_once(private: Any, exact: Any) -> None:
+    for _, _, data in (private, exact):
+        page = Page(data)
+        assert page.faults == []
+        ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        assert len(ids) == len(set(ids)) > 0
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(private: Any, exact: Any) -> None:
+    for _, _, data in (private, exact):
+        page = Page(data)
+        assert not {"script", "link", "iframe", "object", "img", "form", "a", "base"} & {tag for tag, _ in page.tags}
+        for _, attributes in page.tags:
+            for name, value in attributes.items():
+                assert not name.startswith("on")
+                assert name not in ("src", "srcset", "action") and "://" not in value
+                assert not name.endswith("href") or value.startswith("#")
+        text = data.decode()
+        assert "@import" not in text and re.search(r"url\((?!#)", text) is None
+
+
+def test_the_same_input_gives_the_same_bytes(private: Any) -> None:
+    study, results, data = private
+    assert report_html(study, deepcopy(results), reported.receipt_bodies(study)) == data
+
+
+def test_the_first_page_says_what_was_asked_what_was_found_and_what_it_cost(private: Any) -> None:
+    study, results, data = private
+    first = first_page(data)
+    auc, promise = results["analyses"]["held_out"]["result"]["auc"], privacy.promise(study)
+    assert promise is not None
+    assert study.question in first
+    assert f"{auc['value']:.3f}" in first and f"{auc['low']:.3f} to {auc['high']:.3f}" in first
+    assert f"epsilon {promise.pld:.2f}" in first and "0.000001001" in first and "add-remove" in first
+    assert f"{promise.two_copies:.2f}" in first and f"{promise.all_others_collude:.2f}" in first
+    assert "one patient's whole record" in first.replace("&#39;", "'") and "Not for diagnosis" in first
+
+
+def test_the_equity_gap_is_the_largest_difference_between_groups_that_are_shown(private: Any) -> None:
+    _, results, data = private
+    groups = results["analyses"]["held_out"]["result"]["groups"]
+    shown = [group["auc"]["value"] for group in groups.values() if "auc" in group]
+    assert len(shown) >= 2
+    assert f"Equity gap in AUC {max(shown) - min(shown):.3f}" in first_page(data)
+
+
+def test_a_withheld_group_is_named_and_none_of_its_figures_is_printed(private: Any) -> None:
+    study, results, data = private
+    groups = results["analyses"]["held_out"]["result"]["groups"]
+    hidden = [name for name, group in groups.items() if "suppressed" in group]
+    assert len(hidden) >= 2  # one alone could be solved for
+    assert f"No figures for {' and '.join(hidden)}" in first_page(data)
+    for name in hidden:
+        row = re.search(rf'<th scope="row">{name}</th><td[^>]*>(.*?)</td>', data.decode())
+        assert row is not None and row[1].startswith("withheld") and not re.search(r"0\.\d", row[1])
+    # a result that carries figures beside its suppression is not printed either
+    careless = deepcopy(results)
+    careless["analyses"]["held_out"]["result"] = {
+        "suppressed": "<10",
+        "auc": {"value": 0.77123},
+        "roc": [[0, 0], [1, 1]],
+    }
+    page = report_html(study, careless, reported.receipt_bodies(study)).decode()
+    assert "0.771" not in page and "&lt;10" in page
+
+
+def test_a_band_of_fewer_patients_than_the_floor_prints_the_floor_only(private: Any) -> None:
+    study, results, _ = private
+    few = deepcopy(results)
+    roc = [[1 - (i / 20), 1 - (i / 20)] for i in range(20, -1, -1)]
+    roc[1] = [roc[0][0] + 0.0001, roc[0][1] + 0.0001]  # the top bin holds .01 % of each
+    roc[2] = [0.0003, 0.0003]
+    few["analyses"]["held_out"]["result"]["roc"] = roc
+    page = report_html(study, few, reported.receipt_bodies(study)).decode()
+    row = re.search(r'<th scope="row">10</th><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>', page)
+    assert row is not None and row[1] == row[2] == "&lt;10 patients"
+
+
+def test_exact_analyses_stand_on_the_first_page_by_name_and_no_life_epsilon_is_stated(exact: Any) -> None:
+    study, _, data = exact
+    first = first_page(data)
+    assert "Exact analyses" in first and "score, held_out" in first and "not protected by differential privacy" in first
+    assert "No epsilon for the life of these data" in first
+    assert "no epsilon for life can be stated" in Page(data).words
+    assert privacy.promise(study) is None and "ε spent" in data.decode()
+
+
+def test_weights_have_intervals_in_exact_mode_only(private: Any, exact: Any) -> None:
+    assert "95\u00a0% interval" in _table(exact[2], "Weights")
+    assert "interval" not in _table(private[2], "Weights")
+    rows = exact[1]["analyses"]["score"]["result"]["weights"]
+    largest = max(rows, key=lambda row: abs(row["standardised"]))
+    low = largest["standardised"] - 1.959964 * largest["se"]
+    assert f"{low:.3g} to".replace("-", "−") in _table(exact[2], "Weights")
+    # a standard error under noise is not honest before its coverage is verified: it is not believed
+    study, results, _ = private
+    noisy = deepcopy(results)
+    for row in noisy["analyses"]["score"]["result"]["weights"]:
+        row["se"] = 0.0123456
+    page = report_html(study, noisy, reported.receipt_bodies(study))
+    assert "interval" not in _table(page, "Weights")
+
+
+def _table(data: bytes, caption: str) -> str:
+    found = re.search(rf"<caption>{caption}</caption>(.*?)</table>", data.decode(), flags=re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_every_hospital_has_its_receipt_and_a_missing_one_is_said(private: Any) -> None:
+    study, results, data = private
+    bodies = reported.receipt_bodies(study)
+    page = data.decode()
+    for site, body in bodies.items():
+        assert f'<th scope="row">{site}</th>' in _table(data, "Charges by hospital")
+        assert body["ledger"]["head"] in page and str(body["ledger"]["counter"]) in _table(data, "Charges by hospital")
+    del bodies["lake"]
+    page_without = report_html(study, results, bodies)
+    assert "Receipts missing" in first_page(page_without) and "lake" in first_page(page_without)
+    assert "no receipt" in _table(page_without, "Charges by hospital")
+
+
+def test_a_hospital_without_isolation_is_named_on_the_first_page(private: Any) -> None:
+    study, results, data = private
+    bodies = reported.receipt_bodies(study)
+    bodies["north"] |= {"allow_unisolated": True, "isolation": "compute shares this host's network"}
+    page = report_html(study, results, bodies)
+    assert "allow_unisolated" in first_page(page) and "north" in first_page(page)
+    assert "allow_unisolated" not in data.decode()
+    assert "Compute shares this host's network." in Page(page).words
+
+
+def test_words_of_a_hospital_or_a_study_are_text_never_markup() -> None:
+    study = reported.private_study(question="Is <script>alert(1)</script> & more a question?")
+    bodies = reported.receipt_bodies(study, isolation='<img src="x" onerror="y">')
+    results = reported.run(study, n=2000)
+    page = Page(report_html(study, results, bodies))
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert "<script>alert(1)</script> & more" in page.words
+
+
+def test_no_hospital_is_spoken_of_but_for_bytes_charges_and_its_ledger(private: Any) -> None:
+    study, _, data = private
+    allowed = _table(data, "Charges by hospital") + _table(data, "Bytes that left each hospital")
+    text = data.decode()
+    for site in study.site_ids:
+        receipt = re.search(rf'<div class="receipt"><strong>{site}</strong>.*?</div>', text, flags=re.DOTALL)
+        assert receipt is not None
+        assert len(re.findall(rf"\b{site}\b", text)) == len(re.findall(rf"\b{site}\b", allowed)) + 1
+
+
+def test_a_quantitative_outcome_is_judged_in_its_own_unit() -> None:
+    study = reported.private_study(
+        phenotype={"name": "dose", "kind": "quantitative", "unit": "mg/week", "lower": "1", "upper": "400",
+                   "transform": "sqrt", "centre": "5.5", "scale": "3"},
+        analyses=[
+            {"kind": "glm", "name": "dose_model", "family": "linear", "rounds": 10, "budget": "0.9"},
+            {"kind": "evaluation", "name": "held_out", "of": "dose_model", "error_bound": "50", "budget": "0.1"},
+        ],
+        cohort={"test_fraction": "0.2"},
+    )  # fmt: skip
+    results = reported.run(study, n=3000)
+    page = report_html(study, results, reported.receipt_bodies(study))
+    error = results["analyses"]["held_out"]["result"]["mean_absolute_error"]
+    assert f"{error:.3g} mg/week" in first_page(page) and "Mean absolute error" in first_page(page)
+    assert Page(page).faults == []
+
+
+def test_results_of_another_study_are_refused(private: Any) -> None:
+    study, results, _ = private
+    with pytest.raises(StudyError, match="these results are of study"):
+        report_html(study, results | {"study": "0" * 64}, {})
