@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sequester.protocols.analyses import counts, evaluation, glm, linear
+from sequester.protocols.analyses import counts, evaluation, glm, linear, quality
 from sequester.protocols.analyses.analysis import Analysis
 
 Plan = Annotated[
-    glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan | counts.CountsPlan,
+    glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan | counts.CountsPlan | quality.QualityPlan,
     Field(discriminator="kind"),
 ]
 
@@ -20,11 +20,13 @@ ANALYSES: dict[str, Analysis] = {
     "linear": linear.LINEAR,
     "evaluation": evaluation.EVALUATION,
     "counts": counts.COUNTS,
+    "quality": quality.QUALITY,
 }
 
 # What a plan says against its study: one sentence a fault. The first three kinds are checked in `faults.py` itself.
 CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "counts": counts.faults,
+    "quality": quality.faults,
 }
 
 
