@@ -7,16 +7,19 @@ real round. Noise, where asked for, is the ideal Gaussian of the design's size, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sequester.protocols import privacy
-from sequester.protocols.analyses.analysis import Finished
+from sequester.protocols.analyses.analysis import Broadcast, Finished
 from sequester.protocols.analyses.cohort import Block, Cohort, Columns, Dosages, Part, standardised
 from sequester.protocols.analyses.registry import analysis_of
+from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.study import Study
 
 
@@ -29,11 +32,18 @@ class Rows:
     test: NDArray[np.bool_]
     fold: NDArray[np.int64]
     strata: NDArray[np.int64]
+    study: Study | None = None
 
     def blocks(self, part: Part) -> Iterator[Block]:
         keep = np.ones(len(self.y), bool) if part == "all" else self.test if part == "test" else ~self.test
         for rows in np.array_split(np.flatnonzero(keep), 3):  # several blocks: sums must not depend on their number
             yield Block(self.x[rows], self.y[rows], self.fold[rows], self.strata[rows])
+
+    def gradient(self, plan: TrainingPlan, weights: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+        from sequester.client.compute.training.gradient import clipped_sum
+
+        assert self.study is not None, "rows(..., study=...) where torch models are trained"
+        return clipped_sum(plan, self.study, self.blocks(plan.part), weights, os.urandom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,11 @@ class Patients:
         for first in range(0, self.dosage.shape[1], 7):
             yield Dosages(first, self.dosage[rows, first : first + 7].copy())
 
+    def gradient(self, plan: TrainingPlan, weights: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+        from sequester.client.compute.training.gradient import clipped_sum
+
+        return clipped_sum(plan, self.study, self.blocks(plan.part), weights, os.urandom)
+
     def only(self, rows: NDArray[np.int64]) -> Patients:
         """The same cohort with these patients alone."""
         event = None if self.event is None else self.event[rows]
@@ -97,11 +112,32 @@ def split(whole: Patients, sizes: Sequence[int]) -> list[Patients]:
     return [whole.only(rows) for rows in np.split(np.arange(len(whole.y)), np.cumsum(sizes)[:-1])]
 
 
-def rows(x: NDArray[np.float64], y: NDArray[np.float64], seed: int = 0, test: float = 0.2, folds: int = 5) -> Rows:
+def rows(
+    x: NDArray[np.float64], y: NDArray[np.float64], seed: int = 0, test: float = 0.2, folds: int = 5,
+    study: Study | None = None,
+) -> Rows:  # fmt: skip
     """A cohort with split and folds drawn by a seed."""
     rng = np.random.default_rng(seed)
     n = len(y)
-    return Rows(x, y, rng.random(n) < test, rng.integers(0, folds, n), np.zeros(n, dtype=np.int64))
+    return Rows(x, y, rng.random(n) < test, rng.integers(0, folds, n), np.zeros(n, dtype=np.int64), study)
+
+
+def _local(
+    plan: Any, study: Study, cohort: Cohort, broadcast: Broadcast, rng: np.random.Generator | None
+) -> NDArray[np.float64]:
+    analysis = analysis_of(plan)
+    layout = analysis.layout(plan, study, 0)
+    sd = privacy.multiplier(plan) * analysis.sensitivity(plan, study) * plan.local_steps**0.5
+    walk = local_round(plan, study, layout, broadcast)
+    weights = next(walk)
+    while True:
+        noised = layout.flatten(analysis.contribution(plan, study, cohort, weights, 0))
+        if rng is not None:
+            noised += rng.normal(0.0, sd, layout.length)
+        try:
+            weights = walk.send(noised)
+        except StopIteration as over:
+            return over.value
 
 
 def run(
@@ -116,12 +152,22 @@ def run(
         for step in range(analysis.rounds(plan, study)):
             layout = analysis.layout(plan, study, step)
             total = np.zeros(layout.length)
+            if privacy.local_steps(plan) > 1:
+                total = sum(_local(plan, study, cohort, following.broadcast, rng) for cohort in cohorts)
+                outcome = analysis.combine(plan, study, following.state, layout.split(total), step)
+                if isinstance(outcome, Finished):
+                    finished[plan.name] = outcome
+                    break
+                following = outcome
+                continue
             for cohort in cohorts:
                 sums = analysis.contribution(plan, study, cohort, following.broadcast, step)
                 vector = layout.flatten(sums)
                 total += codec.decode(codec.encode(vector)) if fixed_point else vector
             if plan.mode == "private" and rng is not None:
                 sd = privacy.multiplier(plan) * analysis.sensitivity(plan, study)
+                if study.privacy.mechanism == "local":
+                    sd *= len(cohorts) ** 0.5  # the whole noise at each hospital
                 total += rng.normal(0.0, sd, layout.length)
             outcome = analysis.combine(plan, study, following.state, layout.split(total), step)
             if isinstance(outcome, Finished):

@@ -43,6 +43,12 @@ class DataSection(_Section):
     id_column: str = "patient"
 
 
+class ComputeSection(_Section):
+    """Where torch computes: `cpu`, or `cuda` on a machine that has one. Linear models in closed form use neither."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
 class NetworkSection(_Section):
     """How this site reaches out; empty means directly. `https_proxy` is http://[user:password@]host:port."""
 
@@ -54,6 +60,7 @@ class SiteConfig(_Section):
 
     site: SiteSection
     data: DataSection = DataSection()
+    compute: ComputeSection = ComputeSection()
     network: NetworkSection = NetworkSection()
     policy: Policy = Field(default_factory=Policy)
 

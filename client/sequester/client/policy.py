@@ -41,7 +41,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    analyses: tuple[str, ...] = ("glm", "linear", "evaluation")
+    analyses: tuple[str, ...] = ("glm", "linear", "evaluation", "training")
     exact: tuple[str, ...] = ()
     exact_iterative: bool = False
     epsilon_study: Number = Decimal("3")

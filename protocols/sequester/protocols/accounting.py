@@ -69,9 +69,24 @@ def cost(event: Event, order: float) -> float:
     return value
 
 
-def sigma_for(budget: float, count: int, order: float) -> float:
-    """The noise multiplier with which `count` full-batch releases cost exactly `budget` at `order`."""
-    return math.sqrt(count * order / (2 * budget))
+def sigma_for(budget: float, count: int, order: float, q: float = 1.0) -> float:
+    """The noise multiplier with which `count` releases at Poisson rate `q` cost `budget` at `order`, not more.
+
+    Exact for a full batch; for q < 1 the smallest that the filter admits, to 1e-9.
+    """
+    full = math.sqrt(count * order / (2 * budget))
+    if q == 1.0:
+        return full
+    low, high = full * q / 8, full  # sampling never costs more; q -> 0 needs about q times the noise
+    while cost(Event("", low, count, q), order) < budget:
+        low /= 2
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        if cost(Event("", middle, count, q), order) > budget:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def epsilon_pld(events: Iterable[Event], delta: float) -> float:

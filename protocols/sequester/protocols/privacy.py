@@ -14,6 +14,7 @@ from sequester.protocols import accounting, session
 from sequester.protocols.accounting import Event
 from sequester.protocols.analyses.analysis import Layout
 from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.analyses.training import MOVE_BOUND, TrainingPlan, padding_gain
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.quantise import Codec
@@ -105,8 +106,23 @@ def multiplier(plan: Plan) -> float:
 def events(study: Study) -> list[Event]:
     """The charges of the whole study, spare attempts included; exact analyses have none."""
     return [
-        Event(plan.name, multiplier(plan), charges(study, plan)) for plan in study.analyses if plan.mode == "private"
+        Event(plan.name, multiplier(plan), charges(study, plan), rate(plan))
+        for plan in study.analyses
+        if plan.mode == "private"
     ]
+
+
+def rate(plan: Plan) -> float:
+    """q: the Poisson sampling rate of a plan that has one, 1 else."""
+    return float(plan.rate) if isinstance(plan, TrainingPlan) else 1.0
+
+
+def local_steps(plan: Plan) -> int:
+    """Steps with noise of their own that a hospital takes in one round: K of a training plan, 1 else.
+
+    K Gaussian releases at sigma sqrt(K) cost what one costs at sigma, at every order: a round is one charge.
+    """
+    return plan.local_steps if isinstance(plan, TrainingPlan) else 1
 
 
 def calibrate(study: Study) -> Study:
@@ -132,7 +148,7 @@ def calibrate(study: Study) -> Study:
             plans.append(plan)
             continue
         share = plan.budget if plan.budget is not None else (1 - given) / len(open_ended)
-        sigma = accounting.sigma_for(total * float(share), charges(study, plan), order)
+        sigma = accounting.sigma_for(total * float(share), charges(study, plan), order, rate(plan))
         rounded = Decimal(sigma * (1 + 1e-12)).quantize(Decimal("0.000001"), ROUND_CEILING)
         plans.append(plan.model_copy(update={"noise_multiplier": rounded}))
     return study.model_copy(update={"analyses": tuple(plans)})
@@ -172,9 +188,9 @@ def clip_int(study: Study, plan: Plan, of: Layout) -> int:
 
 
 def sigma_int(study: Study, plan: Plan, of: Layout) -> int:
-    """One site's share of the noise in ring units: ceil(sigma C_int / sqrt(h)); outside 100..2^24 is refused."""
+    """One site's share of the noise in ring units: ceil(sigma C_int sqrt(K / h)), K local steps; outside 100..2^24 is refused."""
     c_int = clip_int(study, plan, of)
-    value = math.ceil(multiplier(plan) * c_int / math.sqrt(noise_adders(study)))
+    value = math.ceil(multiplier(plan) * c_int * math.sqrt(local_steps(plan) / noise_adders(study)))
     if not SIGMA_INT_MIN <= value <= SIGMA_INT_MAX:
         raise StudyError(
             f"{plan.name}: a noise share of {value} steps with {study.aggregation.fraction_bits} fraction bits, "
@@ -185,6 +201,13 @@ def sigma_int(study: Study, plan: Plan, of: Layout) -> int:
     return value
 
 
+def padding_sd(study: Study, plan: Plan, live: int) -> float:
+    """What the padding coordinates of an opened sum of `live` hospitals must show, in real units."""
+    share = sigma_int(study, plan, layout(study, plan, 0)) / float(2**study.aggregation.fraction_bits)
+    gain = padding_gain(plan, study) if isinstance(plan, TrainingPlan) and plan.local_steps > 1 else 1.0
+    return share * gain * math.sqrt(live)
+
+
 def check_headroom(study: Study) -> None:
     """`StudyError` where a sum could leave the ring: n_max C 2^b + n + 8 sd of the noise < 2^(l-1)."""
     n = len(study.sites)
@@ -193,6 +216,8 @@ def check_headroom(study: Study) -> None:
         step = 2**study.aggregation.fraction_bits
         if plan.mode == "private":
             reach = study.n_max * clip_int(study, plan, of) + n + 8 * math.sqrt(n) * sigma_int(study, plan, of)
+            if local_steps(plan) > 1:  # what is added up is a move of weights, and moves are held in bounds
+                reach = n * MOVE_BOUND * step
         else:
             reach = study.n_max * analysis_of(plan).sensitivity(plan, study) * step + n
         if reach >= 2.0 ** (codec(study).lane_bits - 1):
@@ -209,6 +234,10 @@ def task_for(study: Study, plan: Plan, step: int, attempt: int, broadcast: bytes
     if plan.mode == "private":
         clip, noise = str(clip_int(study, plan, of)), f"discrete-gaussian/{sigma_int(study, plan, of)}"
         event = f"gaussian sigma={one_spelling(plan.noise_multiplier or Decimal(0))}"
+        if rate(plan) < 1.0:
+            event += f" poisson q={rate(plan)!r}"
+        if local_steps(plan) > 1:
+            event += f" in {local_steps(plan)} local steps"
     else:
         clip, noise, event = "none", "none", "exact"
     return Task(
@@ -239,7 +268,7 @@ def promise(study: Study) -> Promise | None:
     delta, order = float(study.privacy.delta), float(study.privacy.order)
     spent = sum(accounting.cost(event, order) for event in charged)
     h = noise_adders(study)
-    bare = [Event(p.name, multiplier(p), rounds(study, p)) for p in study.analyses if p.mode == "private"]
+    bare = [replace(e, count=e.count - spares(study, study.analysis(e.analysis))) for e in charged]
     return Promise(
         filter=accounting.epsilon_rdp(spent, delta, order),
         pld=accounting.epsilon_pld(charged, delta),

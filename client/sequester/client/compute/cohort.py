@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sequester.client.compute.training.gradient import clipped_sum
 from sequester.protocols.analyses.cohort import ROWS, Block, Columns, Dosages, Part, standardised
+from sequester.protocols.analyses.training import TrainingPlan
 from sequester.protocols.errors import SiteError
 from sequester.protocols.study import Study
 
@@ -25,7 +28,7 @@ DOSAGES_AT_ONCE = 4_000_000  # float64 numbers of one block of variants
 class StoredCohort:
     """`Cohort` over the files of one store."""
 
-    def __init__(self, folder: Path, study: Study) -> None:
+    def __init__(self, folder: Path, study: Study, device: str = "cpu") -> None:
         manifest = _manifest(folder)
         for name, expected in manifest["files"].items():
             if _sha256(folder / name) != expected:
@@ -34,6 +37,7 @@ class StoredCohort:
                     hint="freeze it again and approve again: `sequester-client data freeze`",
                 )
         self._study = study
+        self._device = device
         self._features = study.features()
         self._dosage: NDArray[Any] = np.load(folder / "dosage.npy", mmap_mode="r")  # (patients, variants), -9 missing
         self._table: NDArray[np.float64] = np.load(
@@ -76,6 +80,12 @@ class StoredCohort:
         for first in range(0, self._dosage.shape[1], width):
             block = self._dosage[:, first : first + width]
             yield Dosages(first, _copies(block if whole else block[rows]))
+
+    def gradient(
+        self, plan: TrainingPlan, weights: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The clipped sum of one round; the sample, where the plan has a rate, is drawn anew."""
+        return clipped_sum(plan, self._study, self.blocks(plan.part), weights, os.urandom, self._device)
 
     def _rows(self, part: Part) -> NDArray[np.int64]:
         if part == "all":

@@ -46,7 +46,7 @@ def main() -> None:
             match letter.kind:
                 case "load":
                     study = parse_study(letter.header["study"].encode())
-                    cohort = StoredCohort(Path(letter.header["cohort"]), study)
+                    cohort = StoredCohort(Path(letter.header["cohort"]), study, letter.header.get("device", "cpu"))
                     channel.send("loaded")
                 case "contribute" if study is not None and cohort is not None:
                     plan = study.analysis(letter.header["analysis"])

@@ -4,6 +4,9 @@ In this order, and only here: shape and finiteness against the signed plan -> ne
 the noise -> ring words. In exact mode there is no noise, by the study's own typed line and this site's consent; the
 ledger has flagged the data set before this is called (spec/privacy.md, 2.3; spec/secure-aggregation.md, 8).
 
+Where a plan takes local steps, each step's sum passes `noised_sum`, with this site's whole noise, before anything is made
+of it; the move of the weights that `moved_words` puts under the mask is post-processing of those.
+
 The un-noised vector, the noise and its key never leave this process's memory; both arrays are overwritten after use.
 """
 
@@ -58,3 +61,32 @@ def ring_vector(study: Study, plan: Plan, layout: Layout, arrays: Sums, share: N
     words = codec.to_ring(integers)
     integers.fill(0)
     return words
+
+
+def noised_sum(
+    study: Study, plan: Plan, layout: Layout, arrays: Sums, share: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    """One local step's sum with this site's whole noise on it, padding included, float64 (length,)."""
+    if share is None or study.privacy.mechanism != "local":
+        raise PrivacyError(
+            f"analysis {plan.name} takes local steps without this site's whole noise",
+            hint="a fault of the code: nothing was sent",
+        )
+    vector = layout.flatten(arrays)
+    codec = privacy.codec(study)
+    integers = codec.encode(vector)
+    vector.fill(0.0)
+    integers += share
+    share.fill(0)
+    return codec.decode(integers)
+
+
+def moved_words(study: Study, plan: Plan, layout: Layout, move: NDArray[np.float64]) -> RingVector:
+    """What goes under the mask after local steps: a move made from `noised_sum` alone, as ring words."""
+    if privacy.local_steps(plan) == 1 or move.shape != (layout.length,):
+        raise PrivacyError(
+            f"analysis {plan.name} has no local steps: its sum needs noise",
+            hint="a fault of the code: nothing was sent",
+        )
+    codec = privacy.codec(study)
+    return codec.to_ring(codec.encode(move))

@@ -36,7 +36,9 @@ class Custodian:
         self.verdict = ""
 
     @classmethod
-    async def start(cls, study_json: str, cohort: Path, allow_unisolated: bool, log: Path) -> Custodian:
+    async def start(
+        cls, study_json: str, cohort: Path, allow_unisolated: bool, log: Path, device: str = "cpu"
+    ) -> Custodian:
         """A compute process that has loaded the frozen cohort at `cohort`; a `SiteError` where it cannot or must not."""
         ours, theirs = socket.socketpair()
         with theirs, log.open("ab") as errors:
@@ -68,7 +70,7 @@ class Custodian:
                         code=RefusalCode.NOT_READY,
                     )
                 custodian.unisolated = True
-            await custodian._ask("loaded", "load", {"study": study_json, "cohort": str(cohort)})
+            await custodian._ask("loaded", "load", {"study": study_json, "cohort": str(cohort), "device": device})
         except BaseException:
             custodian.kill()
             raise

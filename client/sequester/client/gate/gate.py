@@ -148,9 +148,9 @@ class Consortium:
         async def start_compute() -> Custodian:
             text = canonical(study_json(study)).decode()
             self._home.log.mkdir(exist_ok=True)
-            return await Custodian.start(
-                text, cohort, self._config.policy.allow_unisolated, self._home.log / f"compute-{digest[:12]}.log"
-            )
+            log_file = self._home.log / f"compute-{digest[:12]}.log"
+            allow, device = self._config.policy.allow_unisolated, self._config.compute.device
+            return await Custodian.start(text, cohort, allow, log_file, device)
 
         def receipt(progress: Progress, state: str) -> bytes:
             data = self._receipt(study, digest, session, progress, state)

@@ -19,15 +19,20 @@ from datetime import UTC, datetime
 
 import grpc
 import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
 
-from sequester.client.gate.contribution import noise_share, ring_vector
+from sequester.client.gate.contribution import moved_words, noise_share, noised_sum, ring_vector
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
+from sequester.protocols import arrays as named
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols import privacy
-from sequester.protocols.analyses.analysis import Sums
+from sequester.protocols.analyses.analysis import Layout, Sums
+from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.errors import PeerError, SequesterError, SiteError
+from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
     Contribute,
@@ -290,13 +295,19 @@ class Session:
 
     async def _contribute(self, asked: Contribute) -> None:
         plan = self.study.analysis(asked.task.analysis)
+        began = asyncio.get_running_loop().time()
         try:
-            drawing = asyncio.create_task(
-                asyncio.to_thread(noise_share, self.study, plan, asked.task.step, asked.noise_adders)
-            )
-            arrays = await self._computed(asked)
             layout = privacy.layout(self.study, plan, asked.task.step)
-            words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing)
+            if isinstance(plan, TrainingPlan) and plan.local_steps > 1:
+                words = await self._stepped(asked, plan, layout)
+            else:
+                drawing = asyncio.create_task(self._share(asked))
+                arrays = await self._computed(asked, asked.broadcast)
+                words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing)
+            if isinstance(plan, TrainingPlan) and plan.send_slot_s is not None:
+                # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
+                spent = asyncio.get_running_loop().time() - began
+                await asyncio.sleep(-spent % plan.send_slot_s)
             async with self._turn:
                 if self._round is asked and self.final is None:
                     await self._perform(await asyncio.to_thread(self._member.contribute, words))
@@ -307,13 +318,30 @@ class Session:
         except grpc.aio.AioRpcError:
             log.warning("study %s: stream lost while sending; the stored bytes go out again", self.digest[:12])
 
-    async def _computed(self, asked: Contribute) -> Sums:
+    async def _stepped(self, asked: Contribute, plan: TrainingPlan, layout: Layout) -> RingVector:
+        """The move of local steps: each step's sum gets noise here before the next step begins."""
+        walk = local_round(plan, self.study, layout, named.decode(asked.broadcast))
+        weights = next(walk)
+        while True:
+            share = await self._share(asked)
+            sums = await self._computed(asked, named.encode(weights))
+            noised = await asyncio.to_thread(noised_sum, self.study, plan, layout, sums, share)
+            try:
+                weights = walk.send(noised)
+            except StopIteration as over:
+                return moved_words(self.study, plan, layout, over.value)
+
+    async def _share(self, asked: Contribute) -> NDArray[np.int64] | None:
+        plan = self.study.analysis(asked.task.analysis)
+        return await asyncio.to_thread(noise_share, self.study, plan, asked.task.step, asked.noise_adders)
+
+    async def _computed(self, asked: Contribute, broadcast: bytes) -> Sums:
         """The named arrays; a compute process that was killed is started again once, on the same frozen cohort."""
         for last in (False, True):
             try:
                 await self.ready_compute()
                 assert self._compute is not None
-                return await self._compute.contribution(asked.task.analysis, asked.task.step, asked.broadcast)
+                return await self._compute.contribution(asked.task.analysis, asked.task.step, broadcast)
             except SiteError:
                 if last or (self._compute is not None and self._compute.is_alive):
                     raise

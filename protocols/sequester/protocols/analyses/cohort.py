@@ -6,7 +6,7 @@ Values are public-scale: each feature is already imputed, clamped and standardis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from sequester.protocols.analyses.training import TrainingPlan
     from sequester.protocols.study import Feature, Study
 
 Part = Literal["train", "test", "all"]
@@ -68,6 +69,15 @@ class Cohort(Protocol):
 
     def dosages(self, part: Part) -> Iterator[Dosages]:
         """The variants of one part, in blocks of variants, so that memory does not grow with their number."""
+        ...
+
+    def gradient(
+        self, plan: TrainingPlan, weights: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The sum of the clipped per-patient gradients of the plan's model at `weights`, named as the weights are.
+
+        With a rate below 1 the patients are sampled anew at each call. Compute answers by closed form or Opacus.
+        """
         ...
 
 

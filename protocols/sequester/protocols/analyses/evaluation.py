@@ -18,8 +18,9 @@ from pydantic import Field
 from scipy.special import ndtri
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
-from sequester.protocols.analyses.cohort import Cohort, Part, Result
+from sequester.protocols.analyses.cohort import Block, Cohort, Part, Result
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
+from sequester.protocols.analyses.training import TrainingPlan, bounded, network_score, records
 from sequester.protocols.analyses.weights import predictor, sigmoid
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Vector = NDArray[np.float64]
 
 
 class EvaluationPlan(AnalysisPlan):
-    """`of` names an earlier glm or linear analysis; `error_bound` is public, in the outcome's unit."""
+    """`of` names an earlier glm, linear or training analysis; `error_bound` is public, in the outcome's unit."""
 
     kind: Literal["evaluation"] = "evaluation"
     of: str
@@ -75,33 +76,34 @@ class Evaluation:
 
     def start(self, plan: EvaluationPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
         model = earlier[plan.of].state
-        if plan.folds:
-            broadcast: Broadcast = {"w": model["fold_w"], "b": model["fold_b"]}
+        if "hidden.weight" in model:
+            broadcast: Broadcast = dict(model)
+        elif plan.folds:
+            broadcast = {"w": model["fold_w"], "b": model["fold_b"]}
         else:
             broadcast = {"w": model["w"][None, :], "b": model["b"]}
         return Next(dict(broadcast), broadcast)
 
     def contribution(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
-        w, b = np.asarray(broadcast["w"], dtype=np.float64), np.asarray(broadcast["b"], dtype=np.float64)
         if study.phenotype.kind == "binary":
-            return self._histogram(plan, study, cohort, w[0], plan.bins)
+            return self._histogram(plan, study, cohort, broadcast)
         bound = float(plan.error_bound)
         errors = np.zeros(4)
         for block in cohort.blocks(plan.part):
-            model = block.fold if plan.folds else np.zeros(len(block.y), dtype=np.int64)
-            fitted = predictor(block.x, w[model], b[model])
+            fitted = _score(plan, study, broadcast, block)
             predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
             e = np.minimum(np.abs(predicted - actual), bound) / bound
             within = np.abs(predicted - actual) <= 0.2 * actual
             errors += [len(e), e.sum(), (e * e).sum(), within.sum()]
         return {"errors": errors}
 
-    def _histogram(self, plan: EvaluationPlan, study: Study, cohort: Cohort, w: Vector, bins: int) -> Sums:
-        cells = np.zeros((len(subgroups(study)), 2, bins))
-        sd = score_sd(w)
-        inner = edges(bins)[1:-1]  # a weight that is not finite puts patients into a bin, never into a refusal
+    def _histogram(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
+        cells = np.zeros((len(subgroups(study)), 2, plan.bins))
+        sd, centre = _spread(broadcast)
+        inner = edges(plan.bins)[1:-1]  # a weight that is not finite puts patients into a bin, never into a refusal
         for block in cohort.blocks(plan.part):
-            bin_of = np.searchsorted(inner, predictor(block.x, w / sd, 0.0), side="right")
+            score = _score(plan, study, broadcast, block)
+            bin_of = np.searchsorted(inner, (score - centre) / sd, side="right")
             np.add.at(cells, (block.strata, (block.y > 0.5).astype(np.int64), bin_of), 1.0)
         return {"cells": cells}
 
@@ -109,9 +111,9 @@ class Evaluation:
         noise_sd = self._noise_sd(plan, study)
         if study.phenotype.kind == "binary":
             cells = sums["cells"]
-            sd = score_sd(state["w"][0])
+            sd, centre = _spread(state)
             result = discrimination(cells.sum(axis=0), noise_sd * np.sqrt(len(cells)), study.publication_floor)
-            result["calibration"] = _calibration(cells.sum(axis=0), sd, float(state["b"][0]), study.publication_floor)
+            result["calibration"] = _calibration(cells.sum(axis=0), sd, centre, study.publication_floor)
             if len(cells) > 1:
                 result["groups"] = _groups(cells, subgroups(study), noise_sd, study.publication_floor)
             return Finished(result, {})
@@ -137,6 +139,25 @@ class Evaluation:
 
         share = privacy.sigma_int(study, plan, privacy.layout(study, plan, 0))
         return share * float(np.sqrt(len(study.sites))) / float(2**study.aggregation.fraction_bits)
+
+
+def _score(plan: EvaluationPlan, study: Study, model: Broadcast, block: Block) -> Vector:
+    """The model's linear predictor, or a network's output, for each patient of a block; always finite."""
+    if "hidden.weight" in model:
+        trained = study.analysis(plan.of)
+        assert isinstance(trained, TrainingPlan)
+        return network_score(bounded(model), records(trained, study, block.x))
+    w, b = np.asarray(model["w"], dtype=np.float64), np.asarray(model["b"], dtype=np.float64)
+    which = block.fold if plan.folds else np.zeros(len(block.y), dtype=np.int64)
+    return predictor(block.x, w[which], b[which])
+
+
+def _spread(model: Broadcast) -> tuple[float, float]:
+    """(scale, centre) of the histogram's edges, from the weights alone: public."""
+    if "hidden.weight" in model:
+        safe = bounded(model)
+        return score_sd(safe["head.weight"][0]), float(safe["head.bias"][0])
+    return score_sd(model["w"][0]), float(model["b"][0])
 
 
 def subgroups(study: Study) -> tuple[str, ...]:

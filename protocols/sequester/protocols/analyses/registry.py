@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sequester.protocols.analyses import counts, evaluation, glm, linear, quality
+from sequester.protocols.analyses import counts, evaluation, glm, linear, quality, training
 from sequester.protocols.analyses.analysis import Analysis
 
 Plan = Annotated[
-    glm.GlmPlan | linear.LinearPlan | evaluation.EvaluationPlan | counts.CountsPlan | quality.QualityPlan,
+    glm.GlmPlan
+    | linear.LinearPlan
+    | evaluation.EvaluationPlan
+    | counts.CountsPlan
+    | quality.QualityPlan
+    | training.TrainingPlan,
     Field(discriminator="kind"),
 ]
 
@@ -21,12 +26,14 @@ ANALYSES: dict[str, Analysis] = {
     "evaluation": evaluation.EVALUATION,
     "counts": counts.COUNTS,
     "quality": quality.QUALITY,
+    "training": training.TRAINING,
 }
 
 # What a plan says against its study: one sentence a fault. The first three kinds are checked in `faults.py` itself.
 CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "counts": counts.faults,
     "quality": quality.faults,
+    "training": training.faults,
 }
 
 

@@ -225,9 +225,8 @@ def _hint(row: dict[str, Any]) -> str:
 
 def _follow(home: Path | None, digest: str, quiet: bool) -> dict[str, Any]:
     """The study's last status, after showing its rounds until it ends."""
-    from sequester.server.report.progress import follow  # type: ignore[import-untyped, unused-ignore]
-
     from sequester.server.coordinator import coordinator_stub
+    from sequester.server.report.progress import follow  # type: ignore[import-untyped, unused-ignore]
 
     stops = {*FINAL, StudyState.SUSPENDED}
     with coordinator_stub(home_of(home)) as ask:
