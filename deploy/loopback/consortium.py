@@ -18,6 +18,7 @@ import io
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -34,6 +35,7 @@ Value = TypeVar("Value")
 Say = Callable[[str], None]
 
 SERVER, CLIENT = "sequester.server.cli.app", "sequester.client.cli.app"
+PORTS = ("enrolment", "exchange", "superlink", "control")
 SERVE_S, ENROL_S, STUDY_S = 60.0, 90.0, 900.0
 _FINGERPRINT = re.compile(r"fingerprint: ([0-9a-f]{4}(?:[ -][0-9a-f]{4}){15})")
 _SIGNED = re.compile(r"study ([0-9a-f]{64}) signed")
@@ -132,17 +134,26 @@ class Consortium:
     def found(self, name: str) -> None:
         """Found the consortium and start its exchange on free ports."""
         self.name = name
-        ports = [word for port in ("enrolment", "exchange", "superlink", "control") for word in (f"--{port}-port", "0")]
+        ports = [word for port in PORTS for word in (f"--{port}-port", "0")]
         self.coordinate("init", name, "--host", "127.0.0.1", *ports)
         self.serve()
 
     def serve(self) -> None:
-        """Start the exchange; it listens when this returns."""
-        ports = self.server / "exchange" / "ports.json"
-        ports.unlink(missing_ok=True)
+        """Start the exchange, again on the ports it had if it ran before; it listens when this returns."""
         command = python("-m", SERVER, "serve", "--home", str(self.server))
         self.exchange = self.processes.start("exchange", "exchange", command)
-        self.processes.wait_until("the exchange listens", ports.exists, SERVE_S, self.exchange)
+        self.processes.wait_until("the exchange listens", self._listens, SERVE_S, self.exchange)
+
+    def _listens(self) -> bool:
+        try:
+            ports = json.loads((self.server / "exchange" / "ports.json").read_text("utf-8"))
+            if not all(ports[f"{name}_port"] for name in PORTS):
+                return False
+            for name in ("enrolment", "exchange"):
+                socket.create_connection(("127.0.0.1", ports[f"{name}_port"]), 1).close()
+        except (OSError, ValueError, KeyError):
+            return False
+        return True
 
     def enrol(self, sites: Sequence[Site]) -> None:
         """Every hospital makes its keys, asks, is compared and admitted."""
