@@ -16,7 +16,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from scipy.special import ndtr
 
 from sequester.client.config import Home, SiteConfig
 from sequester.client.policy import Objection
@@ -125,6 +124,8 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
     for plan in study.analyses:
         if plan.mode != "exact":
             continue
+        from scipy.special import ndtr
+
         m = privacy.layout(study, plan, 0).coordinates
         power = float(ndtr(math.sqrt(m / study.n0) / math.sqrt(2)))
         lines += [

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from scipy.optimize import linprog
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Columns, Part, Result
@@ -192,6 +191,8 @@ def _exposed(cells: Vector, table: Shown, floor: int) -> tuple[int, ...] | None:
     hidden = [tuple(int(v) for v in i) for i in np.argwhere(~table.shown)]
     if not hidden:
         return None
+    from scipy.optimize import linprog
+
     rows, sums = [], []
     for total, member in _constraints(table):
         row = [1.0 if member[i] else 0.0 for i in hidden]

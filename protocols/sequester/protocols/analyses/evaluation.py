@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import ndtri
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Part, Result
@@ -167,6 +166,8 @@ def subgroups(study: Study) -> tuple[str, ...]:
 
 def edges(bins: int) -> Vector:
     """bins + 1 public edges: normal quantiles, the outer two infinite."""
+    from scipy.special import ndtri
+
     return np.asarray(ndtri(np.linspace(0.0, 1.0, bins + 1)), dtype=np.float64)
 
 
@@ -215,6 +216,8 @@ def _groups(cells: Vector, names: tuple[str, ...], noise_sd: float, floor: int) 
 
 def _calibration(cells: Vector, sd: float, intercept: float, floor: int) -> list[list[float]]:
     """[mean predicted, observed] of quarters of the bins whose noisy count reaches the floor."""
+    from scipy.special import ndtri
+
     centres = ndtri((np.arange(cells.shape[1]) + 0.5) / cells.shape[1])
     predicted = sigmoid(centres * sd + intercept)
     rows = []

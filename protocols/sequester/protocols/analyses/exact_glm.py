@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Result, chosen, designs
@@ -68,6 +67,8 @@ def _broadcast(state: State) -> Broadcast:
 
 def contribution(plan: GlmPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
     w, b = np.asarray(broadcast["w"], dtype=np.float64), float(broadcast["b"][0])
+    from scipy.special import gammaln
+
     d = len(w) + 1
     information, score, log_likelihood, people = np.zeros((d, d)), np.zeros(d), 0.0, np.zeros(3)
     for block in designs(study, cohort, plan.part, plan.features):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from sequester.protocols.analyses.analysis import State
 from sequester.protocols.analyses.cohort import Result
@@ -146,6 +145,8 @@ class Estimates:
 
     def row(self, j: int) -> Result:
         """`se`, test `statistic`, two-sided `p`, 95 % interval `low`..`high`; or `not_estimated` and the reason."""
+        from scipy.special import ndtr, ndtri, stdtr, stdtrit
+
         if self.why[j]:
             return {"not_estimated": self.why[j]}
         se = float(self.errors[j])

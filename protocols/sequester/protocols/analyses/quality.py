@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, Result
@@ -150,6 +149,8 @@ def hardy_weinberg(first: int, het: int, second: int) -> float:
     >>> round(hardy_weinberg(14, 57, 50), 6)
     0.84228
     """
+    from scipy.special import gammaln
+
     n = first + het + second
     rare = 2 * min(first, second) + het
     if n == 0 or rare == 0:
