@@ -68,7 +68,7 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGTERM, seconds:
         return process.wait(5)
 
 
-def alone(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The children of a process."""
     text = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in text.read_text().split()] if text.exists() else []
@@ -106,12 +106,15 @@ class Exchange:
         self.joins: dict[str, dict[str, pb.Join]] = {}  # by study, by site
         self.bundle = b""
         self.over: set[str] = set()
+        self.unknown: set[str] = set()
         self.reports: list[tuple[str, str, str]] = []
         self._server: grpc.Server | None = None
 
     def start(self) -> None:
         def joins(request: pb.StudyRequest, context: Any) -> pb.JoinList:
             digest = request.study_digest.hex()
+            if digest in self.unknown:
+                context.abort(grpc.StatusCode.NOT_FOUND, "no such study")
             listed = self.joins.get(digest, {}).values()
             return pb.JoinList(joins=listed, over=digest in self.over, bundle_sha256=self.bundle)
 

@@ -33,6 +33,7 @@ AGAIN_S = {"not yet": 5.0, "joined": 60.0, "refused": 60.0, "error": 60.0, "lost
 SILENT_S = 180.0  # delivered, never answered: its reply was dropped on the way (spec/flower.md, section 7)
 # Flower's own errors that say nothing about the study: the node or its child was gone, or the time to live ran out.
 _LOST = {3, 4, 5, 8}
+_NOT_LOADED = 1  # the site's executor would not take the bundle; upstream says so in a fixed sentence
 
 
 class Exchange(Protocol):
@@ -162,7 +163,10 @@ def read_reply(reply: Any, digest: str) -> tuple[str, str]:
     "error:reply" for an answer that is none of these.
     """
     if reply.has_error():
-        return ("lost" if reply.error.code in _LOST else "error"), f"error:{int(reply.error.code)}"
+        code = int(reply.error.code)
+        if code == _NOT_LOADED:
+            return "refused", f"refused:{RefusalCode.STUDY}"
+        return ("lost" if code in _LOST else "error"), f"error:{code}"
     records = dict(reply.content)
     record = records.get("join")
     if set(records) == {"join"} and isinstance(record, ConfigRecord) and record.get("study") == digest:

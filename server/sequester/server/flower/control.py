@@ -84,7 +84,14 @@ class Control:
         self._call(
             lambda: self._client.RegisterNode(RegisterNodeRequest(public_key=pem, name=site)), allowed=_KEY_IN_USE
         )
-        for node in self._nodes():
+        nodes = self._nodes()
+        if not any(node.name == site and same_key(supernode_key, node.public_key) for node in nodes):
+            # Flower never forgets a key: one that was struck off, or is another site's, stays "in use".
+            raise StudyError(
+                f"the SuperNode key of `{site}` was struck off before or belongs to another site",
+                hint="strike the site off and let it enrol again, with new keys",
+            )
+        for node in nodes:
             if node.name == site and not same_key(supernode_key, node.public_key):
                 self._unregister(node.node_id)
 
