@@ -163,10 +163,10 @@ def read_reply(reply: Any, digest: str) -> tuple[str, str]:
     "error:reply" for an answer that is none of these.
     """
     if reply.has_error():
-        code = int(reply.error.code)
-        if code == _NOT_LOADED:
+        number = int(reply.error.code)
+        if number == _NOT_LOADED:
             return "refused", f"refused:{RefusalCode.STUDY}"
-        return ("lost" if code in _LOST else "error"), f"error:{code}"
+        return ("lost" if number in _LOST else "error"), f"error:{number}"
     records = dict(reply.content)
     record = records.get("join")
     if set(records) == {"join"} and isinstance(record, ConfigRecord) and record.get("study") == digest:
