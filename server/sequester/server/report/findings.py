@@ -1,63 +1,33 @@
-"""What a study found, as sentences, tables and figures: from the results alone, as they were released.
+"""How good a model is, as sentences, tables and figures: from the results alone, as they were released.
 
-Nothing is recomputed from cells. An interval is printed only where the analysis gives one, and on weights only in exact
-mode; a group that is withheld stays withheld. `Table`, `Figure` and `Tile` are what the page is made of.
+Nothing is recomputed from cells. An interval is printed only where the analysis gives one; a group that is withheld
+stays withheld.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from sequester.protocols.study import Feature, Study
+from sequester.protocols.study import Study
 from sequester.server.report import plots, prs_rs
+from sequester.server.report.pieces import (
+    Figure,
+    Part,
+    Result,
+    Table,
+    Tile,
+    digits,
+    listed,
+    percent,
+    scalars,
+    sentence,
+    withheld,
+)
 
-Result = Mapping[str, Any]
-MOST_WEIGHTS = 50
-MOST_DOTS = 30
 BANDS = 10
-Z95 = 1.959964
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells are text; all columns but the first hold figures, save those numbered in `words`."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    words: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """An inline SVG and the sentence under it; a wide one has its table below."""
-
-    svg: str
-    caption: str
-    wide: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One figure of the first page."""
-
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One analysis on the page; `pairs` are figures with their tables beside them."""
-
-    title: str
-    words: tuple[str, ...]
-    pairs: tuple[tuple[Figure | None, Table | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +36,7 @@ class Headline:
 
     verdict: str
     tiles: tuple[Tile, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
-
-
-def digits(value: float, n: int = 4) -> str:
-    """`n` significant digits, a true minus sign."""
-    text = f"{value:.{n}g}"
-    if "e" not in text and abs(value) >= 10**n:
-        text = f"{value:,.0f}"
-    return text.replace("-", "−")
-
-
-def sentence(text: str) -> str:
-    """Its first letter large, a full stop at the end."""
-    return text[:1].upper() + text[1:].rstrip(".") + "."
-
-
-def percent(share: float, decimals: int = 0) -> str:
-    """`74 %`, the space not broken."""
-    return f"{100 * share:.{decimals}f}\u00a0%".replace("-", "−")
+    warnings: tuple[str, ...] = ()
 
 
 def interval(auc: Result) -> str:
@@ -134,7 +86,7 @@ def _discrimination_headline(result: Result, on: str) -> Headline:
         tiles.append(Tile("Equity gap in AUC", f"{gap:.3f}" if gap is not None else "not known", words))
         hidden = [name for name, group in result["groups"].items() if "suppressed" in group]
         if hidden:
-            warnings.append(f"No figures for {_listed(hidden)}: too few patients, or withheld to protect such a group.")
+            warnings.append(f"No figures for {listed(hidden)}: too few patients, or withheld to protect such a group.")
     else:
         warnings.append("No equity gap: the study names no groups to compare.")
     return Headline(said, tuple(tiles), tuple(warnings))
@@ -184,7 +136,7 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
         pairs.append(_histogram(study, name, result))
     if "mean_absolute_error" in result:
         pairs.append((None, _errors(study, result)))
-    rest = _scalars(result, skip={"auc", "unit", "mean_absolute_error", "root_mean_squared_error", "within_20_percent"})
+    rest = scalars(result, skip={"auc", "unit", "mean_absolute_error", "root_mean_squared_error", "within_20_percent"})
     if rest is not None:
         pairs.append((None, rest))
     return Part(name, tuple(words), tuple(pairs))
@@ -203,12 +155,6 @@ def _groups(study: Study, result: Result) -> tuple[Figure | None, Table]:
     by = study.cohort.subgroup or "group"
     note = "Intervals include sampling and privacy noise." if "low" in result["auc"] else ""
     return figure, Table(f"AUC by {by}", (by, "AUC (95\u00a0% interval)"), tuple(rows), note)
-
-
-def withheld(group: Result) -> str:
-    """Why a group has no figure."""
-    reason = str(group.get("suppressed", ""))
-    return "withheld: else a smaller group could be solved for" if reason == "complement" else f"withheld: {reason}"
 
 
 def _roc(result: Result) -> tuple[Figure, Table]:
@@ -269,7 +215,7 @@ def _sizes(study: Study, name: str, result: Result) -> tuple[float, float] | Non
         return float(counts["controls"]), float(counts["cases"])
     plan = study.analysis(name)
     model = study.analysis(plan.of) if plan.kind == "evaluation" else None
-    if plan.mode == "exact" or model is None or model.kind != "glm":
+    if plan.mode == "exact" or model is None or model.kind != "glm" or model.family != "logistic":
         return None
     held = float(study.cohort.test_fraction)
     fraction = {"test": held, "train": 1 - held}.get(getattr(plan, "part", "test"), 1.0)
@@ -287,105 +233,3 @@ def _errors(study: Study, result: Result) -> Table:
     bounds = [str(p.error_bound) for p in study.analyses if p.kind == "evaluation"]
     note = f"One prediction counts as at most {bounds[0]} {unit} wrong, a public bound." if bounds else ""
     return Table("Errors on the outcome's own scale", ("Measure", "Value"), tuple(rows), note)
-
-
-# ---- models ---------------------------------------------------------------------------------------------------------
-
-
-def model(study: Study, name: str, mode: str, result: Result) -> Part:
-    """The weights of one model, largest first; intervals only in exact mode."""
-    rows = sorted(result["weights"], key=lambda row: -abs(row["standardised"]))
-    features = {feature.name: feature for feature in study.features()}
-    honest = mode == "exact" and all("se" in row for row in rows)
-    words = [sentence(prs_rs.method(study, name))]
-    words.append(
-        "Intervals are 95\u00a0%, from the information of the pooled fit."
-        if honest
-        else "No intervals or tests on weights: none under noise has a verified coverage."
-    )
-    if result.get("converged") is False:
-        words.append("The fit did not converge in its rounds: read the weights with care.")
-    if result.get("separated"):
-        words.append(
-            f"Separation: {_listed(result['separated'])} split cases from controls perfectly; their weights grow without end."
-        )
-    if study.phenotype.transform != "none":
-        words.append(
-            f"The outcome is modelled as {prs_rs.column_words(study.phenotype)}; weights are on its standardised scale."
-        )
-    top = rows[:MOST_DOTS]
-    lows = [row["standardised"] - Z95 * row["se"] for row in top] if honest else None
-    highs = [row["standardised"] + Z95 * row["se"] for row in top] if honest else None
-    svg = plots.forest(name, [row["name"] for row in top], [row["standardised"] for row in top], lows, highs)
-    return Part(
-        name,
-        tuple(words),
-        ((Figure(svg, _forest_caption(len(rows), honest), True), _weights(result, rows, features, honest)),),
-    )
-
-
-def _forest_caption(n: int, honest: bool) -> str:
-    first = f"The {MOST_DOTS} largest of {n} weights" if n > MOST_DOTS else "All weights"
-    return f"{first}, for one standard deviation of the feature" + (", with 95\u00a0% intervals." if honest else ".")
-
-
-def _weights(result: Result, rows: Sequence[Result], features: Mapping[str, Feature], honest: bool) -> Table:
-    head = ("Feature", "Kind", "For one SD", *(("95\u00a0% interval",) if honest else ()), "Per unit")
-    body = []
-    for row in rows[:MOST_WEIGHTS]:
-        feature = features.get(row["name"])
-        cells = [row["name"], _per(row, feature), digits(row["standardised"])]
-        if honest:
-            cells.append(
-                f"{digits(row['standardised'] - Z95 * row['se'], 3)} to {digits(row['standardised'] + Z95 * row['se'], 3)}"
-            )
-        body.append((*cells, digits(row["per_unit"])))
-    note = f"Intercept {digits(result['intercept_raw'])} on raw features, {digits(result['intercept'])} on standardised ones."
-    if len(rows) > MOST_WEIGHTS:
-        note += f" The {MOST_WEIGHTS} largest of {len(rows)}; all are in results.json."
-    return Table("Weights", head, tuple(body), note, words=(1,))
-
-
-def _per(row: Result, feature: Feature | None) -> str:
-    if row["kind"] == "variant":
-        return "variant, per copy of the effect allele"
-    if feature is not None and feature.level:
-        return "category, against the first"
-    return str(row["kind"])
-
-
-# ---- everything else ------------------------------------------------------------------------------------------------
-
-
-def other(study: Study, name: str, result: Result) -> Part:
-    """An analysis without a page of its own: its single figures; the rest is in results.json."""
-    words = [sentence(prs_rs.method(study, name))]
-    table = _scalars(result, skip=set())
-    lists = [key for key, value in result.items() if isinstance(value, list | dict) and "value" not in value]
-    if lists:
-        words.append(f"In full in results.json: {_listed(lists)}.")
-    return Part(name, tuple(words), ((None, table),) if table is not None else ())
-
-
-def _scalars(result: Result, skip: set[str]) -> Table | None:
-    rows = []
-    for key, value in result.items():
-        label = key.replace("_", " ")
-        if key in skip or isinstance(value, bool | None):
-            continue
-        if isinstance(value, int | float):
-            rows.append((label, digits(value)))
-        elif isinstance(value, str):
-            rows.append((label, value))
-        elif isinstance(value, dict) and isinstance(value.get("value"), int | float):
-            bounds = (
-                f" ({digits(value['low'])} to {digits(value['high'])})" if "low" in value and "high" in value else ""
-            )
-            rows.append((label, digits(value["value"]) + bounds))
-        elif isinstance(value, dict) and "suppressed" in value:
-            rows.append((label, withheld(value)))
-    return Table("Further measures", ("Measure", "Value"), tuple(rows)) if rows else None
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

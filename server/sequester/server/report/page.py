@@ -17,9 +17,10 @@ from sequester.protocols import privacy
 from sequester.protocols.errors import StudyError
 from sequester.protocols.signing import spoken
 from sequester.protocols.study import Study
-from sequester.server.report import findings, prs_rs
+from sequester.server.report import findings, models, prs_rs
 from sequester.server.report.certificate import certificate
-from sequester.server.report.findings import Headline, Part, Table, Tile, digits, percent, sentence
+from sequester.server.report.findings import Headline
+from sequester.server.report.pieces import Part, Table, Tile, digits, percent, sentence
 from sequester.server.report.receipts import Receipt, read
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ def _parts(study: Study, analyses: Mapping[str, Any]) -> list[Part]:
         if plan.kind == "evaluation":
             parts.append(findings.evaluation(study, plan.name, result))
         elif "weights" in result:
-            parts.append(findings.model(study, plan.name, plan.mode, result))
+            parts.append(models.model(study, plan.name, plan.mode, result))
         else:
-            parts.append(findings.other(study, plan.name, result))
+            parts.append(models.other(study, plan.name, result))
     return parts
 
 

@@ -57,6 +57,7 @@ def items(study: Study, results: Mapping[str, Any]) -> tuple[Item, ...]:
 def column_words(column: Column) -> str:
     """A column in words: name, unit, kind, public bounds, transform."""
     unit = f" ({column.unit})" if column.unit else ""
+    how = f"{column.name}{unit}"
     match column.kind:
         case "quantitative":
             how = f"{column.name}{unit}, clamped to {column.lower} to {column.upper}"
@@ -77,11 +78,16 @@ def method(study: Study, name: str) -> str:
     match plan.kind:
         case "glm":
             how = "clipped full-batch gradients" if plan.solver == "gradient" else "Newton's method"
+            how += " with Firth's penalty" if plan.firth == "always" else ""
             return f"{plan.family} regression by {how}, {plan.rounds} rounds, {noise}"
         case "linear":
             return f"least squares in one round, {noise}"
         case "evaluation":
             return f"evaluation of {plan.of} on {part_words(study, name)}, {noise}"
+        case "counts":
+            return f"people in an agreed grid of {', '.join(axis.column for axis in plan.axes)}, {noise}"
+        case "quality":
+            return f"genotype quality over all hospitals together, {noise}"
     return f"{plan.kind}, {noise}"
 
 

@@ -86,7 +86,7 @@ def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict
     for plan in models:
         epsilon = "none, exact" if plan.mode == "exact" else f"{results['epsilon']:.4g}"
         weights = variant_weights(study, results["analyses"][plan.name]["result"])
-        data = scoring_file(study, digest, weights, epsilon)
+        data = scoring_file(study, digest, weights, epsilon) if weights else None
         if data is not None:
             name = stem if len(models) == 1 else f"{stem}_{plan.name}"
             found[f"{name}_scoring_file.txt.gz"] = data
@@ -94,13 +94,19 @@ def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict
 
 
 def variant_weights(study: Study, result: Mapping[str, Any]) -> dict[str, float]:
-    """Weight per copy of each variant's effect allele: its own, and its part in the published scores the model uses."""
+    """Weight per copy of each variant's effect allele: its own, and its part in the published scores the model uses.
+
+    Empty where the model uses neither.
+    """
     per_unit = {row["name"]: float(row["per_unit"]) for row in result["weights"]}
-    weights = {variant.id: per_unit[variant.id] for variant in study.variants}
-    for score in study.scores:
-        for variant, weight in score.weights:
-            if variant in weights:
-                weights[variant] += per_unit[score.name] * float(weight)
+    weights = {variant.id: per_unit.get(variant.id, 0.0) for variant in study.variants}
+    scored = [
+        (score, v, w) for score in study.scores if score.name in per_unit for v, w in score.weights if v in weights
+    ]
+    if not scored and not any(variant in per_unit for variant in weights):
+        return {}
+    for score, variant, weight in scored:
+        weights[variant] += per_unit[score.name] * float(weight)
     return weights
 
 

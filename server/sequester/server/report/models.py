@@ -1,0 +1,154 @@
+"""The weights of a model, and the analyses that are not models: from the results alone, as they were released.
+
+Intervals and tests on weights are printed in exact mode only; weights under noise have none whose coverage is verified.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sequester.protocols.study import Feature, Study
+from sequester.server.report import plots, prs_rs
+from sequester.server.report.pieces import Figure, Part, Result, Table, digits, listed, scalars, sentence, withheld
+
+MOST_WEIGHTS = 50
+MOST_DOTS = 30
+MOST_CELLS = 200
+
+
+def model(study: Study, name: str, mode: str, result: Result) -> Part:
+    """The weights of one model, largest first; intervals only in exact mode."""
+    rows = sorted(result["weights"], key=lambda row: -abs(row["standardised"]))
+    honest = mode == "exact" and any("low" in row for row in rows)
+    words = [sentence(prs_rs.method(study, name))]
+    words.append(
+        "Intervals are 95\u00a0%, from the information of the pooled fit."
+        if honest
+        else "No intervals or tests on weights: none under noise has a verified coverage."
+    )
+    if result.get("converged") is False:
+        words.append("The fit did not converge in its rounds: read the weights with care.")
+    if result.get("separated"):
+        words.append(
+            f"Separation: {listed(result['separated'])} split the outcome perfectly; such weights have no maximum."
+        )
+    if study.phenotype.transform != "none":
+        words.append(f"The outcome is {prs_rs.column_words(study.phenotype)}; weights are on its standardised scale.")
+    drawn = [row for row in rows if not honest or "low" in row][:MOST_DOTS]
+    svg = plots.forest(
+        name,
+        [row["name"] for row in drawn],
+        [row["standardised"] for row in drawn],
+        [row["low"] for row in drawn] if honest else None,
+        [row["high"] for row in drawn] if honest else None,
+    )
+    first = f"The {len(drawn)} largest of {len(rows)} weights" if len(drawn) < len(rows) else "All weights"
+    caption = f"{first}, for one standard deviation of the feature" + (", with 95\u00a0% intervals." if honest else ".")
+    more = scalars(_counted(study, result), skip={"intercept", "intercept_raw", "intercept_se"})
+    pairs: list[tuple[Figure | None, Table | None]] = [
+        (Figure(svg, caption, True), _weights(study, name, rows, result, honest))
+    ]
+    if more is not None:
+        pairs.append((None, more))
+    return Part(name, tuple(words), tuple(pairs))
+
+
+def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, honest: bool) -> Table:
+    features = {feature.name: feature for feature in study.features()}
+    logistic = getattr(study.analysis(name), "family", "") == "logistic"
+    head = ["Feature", "Kind", "For one SD", *(["95\u00a0% interval", "p"] if honest else []), "Per unit"]
+    head += ["Odds ratio per unit"] if logistic else []
+    body = []
+    for row in rows[:MOST_WEIGHTS]:
+        cells = [row["name"], _per(row, features.get(row["name"])), digits(row["standardised"])]
+        if honest and "low" in row:
+            cells += [f"{digits(row['low'], 3)} to {digits(row['high'], 3)}", _p(row["p"])]
+        elif honest:
+            cells += [f"not estimated: {row.get('not_estimated', 'no reason given')}", "—"]
+        cells.append(digits(row["per_unit"]))
+        if logistic:
+            cells.append(digits(math.exp(min(row["per_unit"], 700.0)), 3))
+        body.append(tuple(cells))
+    note = f"Intercept {digits(result['intercept_raw'])} on raw features, {digits(result['intercept'])} on standardised ones."
+    if len(rows) > MOST_WEIGHTS:
+        note += f" The {MOST_WEIGHTS} largest of {len(rows)}; all are in results.json."
+    return Table("Weights", tuple(head), tuple(body), note, words=(1,))
+
+
+def _counted(study: Study, result: Result) -> dict[str, object]:
+    """The result with counts below the floor withheld, and the total too where it would give the controls away."""
+    found = dict(result)
+    floor, n, cases = study.publication_floor, found.get("n"), found.get("cases")
+    if isinstance(n, int) and isinstance(cases, int):
+        if cases < floor:
+            found["cases"] = f"<{floor}"
+        elif n - cases < floor:
+            found["n"] = found["cases"] = f"withheld: <{floor} controls"
+    elif isinstance(n, int) and n < floor:
+        found["n"] = f"<{floor}"
+    return found
+
+
+def _p(p: float) -> str:
+    if p == 0:
+        return "<1e−300"
+    return f"{p:.2g}".replace("-", "−") if p < 0.001 else f"{p:.3f}"
+
+
+def _per(row: Result, feature: Feature | None) -> str:
+    if row["kind"] == "variant":
+        return "variant, per copy of the effect allele"
+    if feature is not None and feature.level:
+        return "category, against the first"
+    return str(row["kind"])
+
+
+# ---- what is not a model --------------------------------------------------------------------------------------------
+
+
+def other(study: Study, name: str, result: Result) -> Part:
+    """An analysis without weights: its grid or its single figures; what is longer is in results.json."""
+    words = [sentence(prs_rs.method(study, name))]
+    pairs: list[tuple[Figure | None, Table | None]] = []
+    shown = (
+        {"variants", "passing", "failed"}
+        if "passing" in result
+        else {"cells", "margins", "axes"}
+        if "axes" in result
+        else set()
+    )
+    if "passing" in result:
+        pairs.append((None, _quality(result)))
+    if "axes" in result:
+        pairs.append((None, _grid(result)))
+    if "suppressed" in result:
+        words.append(sentence(withheld(result)))
+    if (table := scalars(result, skip=shown | {"suppressed"})) is not None:
+        pairs.append((None, table))
+    long = [k for k, v in result.items() if k not in shown and isinstance(v, list | dict) and "value" not in v]
+    if long:
+        words.append(f"In full in results.json: {listed(long)}.")
+    return Part(name, tuple(words), tuple(pairs))
+
+
+def _grid(result: Result) -> Table:
+    cells: Sequence[Result] = result["cells"]
+    head = (*(axis["column"] for axis in result["axes"]), "People")
+    rows = tuple((*(str(v) for v in cell["levels"]), _people(cell["people"])) for cell in cells[:MOST_CELLS])
+    note = (
+        f"Noise with standard deviation {digits(result['noise_sd'], 3)} in each cell. " if "noise_sd" in result else ""
+    )
+    note += f"The first {MOST_CELLS} of {len(cells)} cells; all are in results.json." if len(cells) > MOST_CELLS else ""
+    return Table("People in each cell", head, rows, note.strip(), words=tuple(range(1, len(head) - 1)))
+
+
+def _people(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _quality(result: Result) -> Table:
+    rows = [("Passing", f"{len(result['passing']):,} of {result['variants']:,}")]
+    rows += [(f"Failed: {reason.replace('_', ' ')}", f"{count:,}") for reason, count in result["failed"].items()]
+    note = "A variant counts under the first reason that it fails. The list that passes is in results.json."
+    return Table("Variants", ("Outcome", "Variants"), tuple(rows), note)

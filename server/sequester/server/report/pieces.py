@@ -1,0 +1,97 @@
+"""What the page is made of: tables, figures, tiles, parts; and how a figure becomes text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells are text; all columns but the first hold figures, save those numbered in `words`."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    words: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """An inline SVG and the sentence under it; a wide one has its table below."""
+
+    svg: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure of the first page."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One analysis on the page; `pairs` are figures with their tables beside them."""
+
+    title: str
+    words: tuple[str, ...]
+    pairs: tuple[tuple[Figure | None, Table | None], ...] = ()
+
+
+def digits(value: float, n: int = 4) -> str:
+    """`n` significant digits, a true minus sign."""
+    text = f"{value:.{n}g}"
+    if "e" not in text and abs(value) >= 10**n:
+        text = f"{value:,.0f}"
+    return text.replace("-", "−")
+
+
+def sentence(text: str) -> str:
+    """Its first letter large, a full stop at the end."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    """`74 %`, the space not broken."""
+    return f"{100 * share:.{decimals}f}\u00a0%".replace("-", "−")
+
+
+def withheld(group: Result) -> str:
+    """Why a group has no figure."""
+    reason = str(group.get("suppressed", ""))
+    return "withheld: else a smaller group could be solved for" if reason == "complement" else f"withheld: {reason}"
+
+
+def scalars(result: Result, skip: set[str]) -> Table | None:
+    """A table of the single figures of a result that nothing else shows, None where there are none."""
+    rows = []
+    for key, value in result.items():
+        label = key.replace("_", " ")
+        if key in skip or isinstance(value, bool | None):
+            continue
+        if isinstance(value, int | float):
+            rows.append((label, digits(value)))
+        elif isinstance(value, str):
+            rows.append((label, value))
+        elif isinstance(value, dict) and isinstance(value.get("value"), int | float):
+            bounds = (
+                f" ({digits(value['low'])} to {digits(value['high'])})" if "low" in value and "high" in value else ""
+            )
+            rows.append((label, digits(value["value"]) + bounds))
+        elif isinstance(value, dict) and "suppressed" in value:
+            rows.append((label, withheld(value)))
+    return Table("Further measures", ("Measure", "Value"), tuple(rows)) if rows else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
