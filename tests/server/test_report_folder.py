@@ -19,7 +19,7 @@ from sequester.protocols import accounting, privacy
 from sequester.protocols.errors import PrivacyError, StudyError
 from sequester.protocols.signing import sign_document
 from sequester.protocols.study import study_json
-from sequester.server.report.results_folder import variant_weights, write
+from sequester.server.report.results_folder import scoring_files, variant_weights, write
 from sequester.server.rounds import results_bytes
 
 
@@ -160,6 +160,14 @@ def test_a_published_score_in_the_model_is_part_of_its_variants_weights() -> Non
     assert weights["rs1000"] == pytest.approx(per_unit["rs1000"] + 0.3 * per_unit["known"])
     assert weights["rs1037"] == pytest.approx(per_unit["rs1037"] - 0.2 * per_unit["known"])
     assert weights["rs1074"] == per_unit["rs1074"]
+
+
+def test_a_model_of_the_table_alone_has_no_scoring_file(held: dict[str, Any]) -> None:
+    study, results = held["study"], json.loads(held["results_json"])
+    rows = results["analyses"]["score"]["result"]["weights"]
+    assert set(scoring_files(study, held["digest"], results)) == {"risk_scoring_file.txt.gz"}
+    results["analyses"]["score"]["result"]["weights"] = [row for row in rows if row["kind"] != "variant"]
+    assert scoring_files(study, held["digest"], results) == {}
 
 
 def test_the_certificate_says_what_each_hospital_spent_from_its_own_charges(

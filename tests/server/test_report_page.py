@@ -11,6 +11,7 @@ import pytest
 
 import reported
 from sequester.protocols import privacy
+from sequester.protocols.analyses.analysis import Finished
 from sequester.protocols.errors import StudyError
 from sequester.protocols.study import Study
 from sequester.server.report.page import report_html
@@ -238,6 +239,51 @@ def test_a_quantitative_outcome_is_judged_in_its_own_unit() -> None:
     error = results["analyses"]["held_out"]["result"]["mean_absolute_error"]
     assert f"{error:.3g} mg/week" in first_page(page) and "Mean absolute error" in first_page(page)
     assert Page(page).faults == []
+
+
+def _with(study: Study, results: dict[str, Any], name: str, result: dict[str, Any]) -> bytes:
+    changed = deepcopy(results)
+    changed["analyses"][name]["result"] = result
+    return report_html(study, changed, reported.receipt_bodies(study))
+
+
+def test_a_grid_of_counts_is_printed_with_its_floor_and_its_noise() -> None:
+    study = reported.private_study(
+        analyses=[
+            {"kind": "counts", "name": "grid", "axes": [{"column": "case"}, {"column": "ancestry"}], "budget": "1"}
+        ]
+    )
+    promise = reported.results(study, {"grid": Finished({}, {})})
+    cells = [{"levels": ["0", "AFR"], "people": 1234}, {"levels": ["1", "AFR"], "people": "<10"}]
+    axes = [{"column": "case", "levels": ["0", "1"]}, {"column": "ancestry", "levels": ["AFR"]}]
+    page = _with(
+        study, promise, "grid", {"axes": axes, "cells": cells, "margins": [], "people": "<10", "noise_sd": 3.21}
+    )
+    table = _table(page, "People in each cell")
+    assert "1,234" in table and "&lt;10" in table and "ancestry" in table
+    assert "standard deviation 3.21" in Page(page).words
+    assert "evaluated no model" in first_page(page)
+
+
+def test_a_weight_that_was_not_estimated_says_why_and_has_no_interval(exact: Any) -> None:
+    study, results, _ = exact
+    changed = deepcopy(results["analyses"]["score"]["result"])
+    row = changed["weights"][0]
+    for key in ("se", "per_unit_se", "statistic", "p", "low", "high"):
+        row.pop(key)
+    row["not_estimated"] = "constant"
+    page = _with(study, results, "score", changed)
+    cells = re.search(rf'<th scope="row">{row["name"]}</th>(.*?)</tr>', _table(page, "Weights"))
+    assert cells is not None and "not estimated: constant" in cells[1] and " to " not in cells[1]
+
+
+def test_counts_of_an_exact_fit_below_the_floor_are_withheld_and_cannot_be_subtracted(exact: Any) -> None:
+    study, results, _ = exact
+    found = deepcopy(results["analyses"]["score"]["result"])
+    few = _with(study, results, "score", found | {"n": 5555, "cases": 7})
+    assert "5,555" in _table(few, "Further measures") and "&lt;10" in _table(few, "Further measures")
+    few = _with(study, results, "score", found | {"n": 5555, "cases": 5550})
+    assert not re.search("5,?55", _table(few, "Further measures"))
 
 
 def test_results_of_another_study_are_refused(private: Any) -> None:

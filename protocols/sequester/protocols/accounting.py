@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sequester.protocols.errors import PrivacyError
@@ -91,6 +92,12 @@ def sigma_for(budget: float, count: int, order: float, q: float = 1.0) -> float:
 
 def epsilon_pld(events: Iterable[Event], delta: float) -> float:
     """epsilon at `delta` by privacy loss distributions, pessimistic rounding; 0 for no events."""
+    return _epsilon_pld(tuple(events), delta)
+
+
+@lru_cache(maxsize=256)
+def _epsilon_pld(events: tuple[Event, ...], delta: float) -> float:
+    # a pure function that takes tenths of a second: forecast, results and certificate ask for the same figures
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant()

@@ -48,10 +48,9 @@ class Part:
 
 
 def digits(value: float, n: int = 4) -> str:
-    """`n` significant digits, a true minus sign."""
-    text = f"{value:.{n}g}"
-    if "e" not in text and abs(value) >= 10**n:
-        text = f"{value:,.0f}"
+    """`n` significant digits, whole numbers in full, a true minus sign."""
+    whole = isinstance(value, int) or 10**n <= abs(value) < 1e15
+    text = f"{value:,.0f}" if whole else f"{value:.{n}g}"
     return text.replace("-", "−")
 
 
