@@ -81,6 +81,23 @@ def test_the_page_is_well_formed_and_every_id_is_used_once(private: Any, exact: 
         assert len(ids) == len(set(ids)) > 0
 
 
+def test_two_evaluations_of_one_study_share_no_id_and_the_first_is_the_headline() -> None:
+    study = reported.private_study(
+        analyses=[
+            {"kind": "glm", "name": "score", "rounds": 10, "budget": "0.8", "prevalence": "0.2"},
+            {"kind": "evaluation", "name": "held_out", "of": "score", "budget": "0.15"},
+            {"kind": "evaluation", "name": "training", "of": "score", "part": "train", "budget": "0.05"},
+        ]
+    )
+    results = reported.run(study)
+    page = Page(data := report_html(study, results, reported.receipt_bodies(study)))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and page.faults == []
+    assert {"roc-held_out-title", "roc-training-title"} <= set(ids)
+    assert f"{results['analyses']['held_out']['result']['auc']['value']:.3f}" in first_page(data)
+    assert "the patients that trained the model" in page.words
+
+
 def test_the_page_fetches_nothing_and_runs_nothing(private: Any, exact: Any) -> None:
     for _, _, data in (private, exact):
         page = Page(data)

@@ -127,11 +127,11 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
         return Part(name, (*words, f"Withheld: {result['suppressed']} patients."))
     pairs: list[tuple[Figure | None, Table | None]] = []
     if result.get("groups"):
-        pairs.append(_groups(study, result))
+        pairs.append(_groups(study, name, result))
     if result.get("roc"):
-        pairs.append(_roc(result))
+        pairs.append(_roc(name, result))
     if result.get("calibration"):
-        pairs.append(_calibration(study, result["calibration"]))
+        pairs.append(_calibration(study, name, result["calibration"]))
     if result.get("roc"):
         pairs.append(_histogram(study, name, result))
     if "mean_absolute_error" in result:
@@ -142,7 +142,7 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
     return Part(name, tuple(words), tuple(pairs))
 
 
-def _groups(study: Study, result: Result) -> tuple[Figure | None, Table]:
+def _groups(study: Study, name: str, result: Result) -> tuple[Figure | None, Table]:
     groups: Mapping[str, Result] = result["groups"]
     shown = {"everybody": result["auc"], **{name: g["auc"] for name, g in groups.items() if "auc" in g}}
     rows = [("everybody", interval(result["auc"]))]
@@ -150,27 +150,28 @@ def _groups(study: Study, result: Result) -> tuple[Figure | None, Table]:
     figure = None
     if all("low" in auc and "high" in auc for auc in shown.values()):
         values, lows, highs = ([auc[key] for auc in shown.values()] for key in ("value", "low", "high"))
-        svg = plots.group_auc(list(shown), values, lows, highs)
+        svg = plots.group_auc(name, list(shown), values, lows, highs)
         figure = Figure(svg, "AUC with 95\u00a0% intervals, everybody and each group that may be shown.", wide=True)
     by = study.cohort.subgroup or "group"
-    note = "Intervals include sampling and privacy noise." if "low" in result["auc"] else ""
+    what = "sampling" if study.analysis(name).mode == "exact" else "sampling and privacy noise"
+    note = f"Intervals include {what}." if "low" in result["auc"] else ""
     return figure, Table(f"AUC by {by}", (by, "AUC (95\u00a0% interval)"), tuple(rows), note)
 
 
-def _roc(result: Result) -> tuple[Figure, Table]:
+def _roc(name: str, result: Result) -> tuple[Figure, Table]:
     points = np.array(result["roc"], dtype=float)
     order = np.lexsort((points[:, 1], points[:, 0]))  # noise can make neighbours change places
     x, y = points[order, 0], np.maximum.accumulate(points[order, 1])
-    svg = plots.roc_curve(np.column_stack([x, y]).tolist(), f"AUC {interval(result['auc'])}.")
+    svg = plots.roc_curve(name, np.column_stack([x, y]).tolist(), f"AUC {interval(result['auc'])}.")
     rows = tuple((percent(rate), percent(float(np.interp(rate, x, y)))) for rate in (0.05, 0.1, 0.2, 0.3, 0.5))
     table = Table("Cases found", ("Controls flagged", "Cases found"), rows, f"AUC {interval(result['auc'])}.")
     return Figure(svg, "ROC curve; the dashed line is chance."), table
 
 
-def _calibration(study: Study, points: Sequence[Sequence[float]]) -> tuple[Figure, Table]:
+def _calibration(study: Study, name: str, points: Sequence[Sequence[float]]) -> tuple[Figure, Table]:
     rows = tuple((percent(p, 1), percent(seen, 1)) for p, seen in points)
     note = f"Groups that did not reach ten times the publication floor of {study.publication_floor} are left out."
-    figure = Figure(plots.calibration(points), _calibration_caption(points))
+    figure = Figure(plots.calibration(name, points), _calibration_caption(points))
     return figure, Table("Calibration", ("Predicted", "Observed"), rows, note)
 
 
@@ -204,7 +205,7 @@ def _histogram(study: Study, name: str, result: Result) -> tuple[Figure | None, 
     note = f"Bands of equal width in a public normal reference; fewer than {floor} patients print <{floor}."
     table = Table("Score by outcome", ("Band", "Controls", "Cases"), rows, note)
     return Figure(
-        plots.score_histogram(labels, controls, cases), "How the score spreads in controls and in cases.", True
+        plots.score_histogram(name, labels, controls, cases), "How the score spreads in controls and in cases.", True
     ), table
 
 

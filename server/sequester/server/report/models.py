@@ -68,9 +68,11 @@ def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, ho
             cells += [f"not estimated: {row.get('not_estimated', 'no reason given')}", "—"]
         cells.append(digits(row["per_unit"]))
         if logistic:
-            cells.append(digits(math.exp(min(row["per_unit"], 700.0)), 3))
+            cells.append(_ratio(row["per_unit"]))
         body.append(tuple(cells))
     note = f"Intercept {digits(result['intercept_raw'])} on raw features, {digits(result['intercept'])} on standardised ones."
+    if any(row["kind"] == "variant" for row in rows):
+        note += " Variants: per copy of the effect allele; alleles are in the scoring file."
     if len(rows) > MOST_WEIGHTS:
         note += f" The {MOST_WEIGHTS} largest of {len(rows)}; all are in results.json."
     return Table("Weights", tuple(head), tuple(body), note, words=(1,))
@@ -90,6 +92,11 @@ def _counted(study: Study, result: Result) -> dict[str, object]:
     return found
 
 
+def _ratio(weight: float) -> str:
+    ratio = math.exp(min(weight, 700.0))
+    return f"{ratio:.2f}" if 0.1 <= ratio < 100 else digits(ratio, 3)
+
+
 def _p(p: float) -> str:
     if p == 0:
         return "<1e−300"
@@ -98,7 +105,7 @@ def _p(p: float) -> str:
 
 def _per(row: Result, feature: Feature | None) -> str:
     if row["kind"] == "variant":
-        return "variant, per copy of the effect allele"
+        return "variant, per copy"
     if feature is not None and feature.level:
         return "category, against the first"
     return str(row["kind"])

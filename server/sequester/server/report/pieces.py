@@ -70,11 +70,14 @@ def withheld(group: Result) -> str:
     return "withheld: else a smaller group could be solved for" if reason == "complement" else f"withheld: {reason}"
 
 
+_LABELS = {"n": "people", "r2": "R²"}
+
+
 def scalars(result: Result, skip: set[str]) -> Table | None:
     """A table of the single figures of a result that nothing else shows, None where there are none."""
     rows = []
     for key, value in result.items():
-        label = key.replace("_", " ")
+        label = _LABELS.get(key, key.replace("_", " "))
         if key in skip or isinstance(value, bool | None):
             continue
         if isinstance(value, int | float):

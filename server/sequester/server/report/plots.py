@@ -1,7 +1,7 @@
 """The report's figures as inline SVG: the same numbers give the same bytes, no script, nothing fetched.
 
 Figures carry a title and a description for screen readers, text stays text, colours also differ in lightness. Everything
-drawn stands in a table beside the figure.
+drawn stands in a table beside the figure. `name` is the analysis: ids are unique on the page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TEAL, AMBER = "#0f6e78", "#c2660a"
 Point = Sequence[float]
 
 
-def roc_curve(points: Sequence[Point], auc: str) -> str:
+def roc_curve(name: str, points: Sequence[Point], auc: str) -> str:
     """Share of cases found against share of controls flagged; `points` are [false, true] from (0, 0) to (1, 1)."""
 
     def draw(axes: Any) -> None:
@@ -28,10 +28,10 @@ def roc_curve(points: Sequence[Point], auc: str) -> str:
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Controls flagged", ylabel="Cases found", aspect="equal")
         _percent(axes, "xy")
 
-    return _svg("roc", draw, (3.9, 3.7), "ROC curve", f"Cases found against controls flagged. {auc}")
+    return _svg(f"roc-{name}", draw, (3.9, 3.7), "ROC curve", f"Cases found against controls flagged. {auc}")
 
 
-def calibration(points: Sequence[Point]) -> str:
+def calibration(name: str, points: Sequence[Point]) -> str:
     """Observed share of cases against the mean predicted risk."""
     reach = min(1.0, max(0.05, 1.12 * max(max(p) for p in points)))
 
@@ -45,10 +45,12 @@ def calibration(points: Sequence[Point]) -> str:
         _percent(axes, "xy")
 
     words = f"{len(points)} groups of patients; on the dashed line prediction and observation agree."
-    return _svg("calibration", draw, (3.9, 3.7), "Calibration", words)
+    return _svg(f"calibration-{name}", draw, (3.9, 3.7), "Calibration", words)
 
 
-def score_histogram(labels: Sequence[str], controls: Sequence[float | None], cases: Sequence[float | None]) -> str:
+def score_histogram(
+    name: str, labels: Sequence[str], controls: Sequence[float | None], cases: Sequence[float | None]
+) -> str:
     """Share of controls and of cases in each band of the score; a withheld band has no bar."""
 
     def draw(axes: Any) -> None:
@@ -65,7 +67,9 @@ def score_histogram(labels: Sequence[str], controls: Sequence[float | None], cas
     )
 
 
-def group_auc(names: Sequence[str], values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> str:
+def group_auc(
+    name: str, names: Sequence[str], values: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+) -> str:
     """AUC of everybody (first row) and of each group with its interval, on one line each."""
 
     def draw(axes: Any) -> None:
@@ -74,7 +78,7 @@ def group_auc(names: Sequence[str], values: Sequence[float], lows: Sequence[floa
         axes.set(xlabel="AUC (0.5 is chance)", xlim=(min(0.45, *lows) - 0.02, min(1.0, max(highs) + 0.03)))
 
     words = "; ".join(f"{n} {v:.3f}" for n, v in zip(names, values, strict=True))
-    return _svg("groups", draw, (7.4, 0.9 + 0.34 * len(names)), "AUC by group", words)
+    return _svg(f"groups-{name}", draw, (7.4, 0.9 + 0.34 * len(names)), "AUC by group", words)
 
 
 def forest(
