@@ -63,7 +63,11 @@ def score_histogram(
         _percent(axes, "y")
 
     return _svg(
-        "histogram", draw, (7.4, 2.9), "Score by outcome", "Share of controls and cases in each band of the score."
+        f"histogram-{name}",
+        draw,
+        (7.4, 2.9),
+        "Score by outcome",
+        "Share of controls and cases in each band of the score.",
     )
 
 
