@@ -76,8 +76,11 @@ class Patients:
 
     def dosages(self, part: Part) -> Iterator[Dosages]:
         rows = self._rows(part)
-        for first in range(0, self.dosage.shape[1], 7):
-            yield Dosages(first, self.dosage[rows, first : first + 7].copy())
+        for first in range(0, self.dosage.shape[1], 257):
+            yield Dosages(first, self.dosage[rows, first : first + 257])  # rows are an index: a copy
+
+    def some(self, part: Part, variants: Sequence[int]) -> NDArray[np.float64]:
+        return self.dosage[np.ix_(self._rows(part), list(variants))]
 
     def gradient(self, plan: TrainingPlan, weights: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
         from sequester.client.compute.training.gradient import clipped_sum

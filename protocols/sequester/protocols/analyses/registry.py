@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sequester.protocols.analyses import counts, evaluation, glm, linear, quality, training
+from sequester.protocols.analyses import (
+    association,
+    counts,
+    evaluation,
+    glm,
+    linear,
+    quality,
+    structure,
+    training,
+)
 from sequester.protocols.analyses.analysis import Analysis
 
 Plan = Annotated[
@@ -16,6 +25,8 @@ Plan = Annotated[
     | evaluation.EvaluationPlan
     | counts.CountsPlan
     | quality.QualityPlan
+    | structure.StructurePlan
+    | association.AssociationPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
 ]
@@ -26,6 +37,8 @@ ANALYSES: dict[str, Analysis] = {
     "evaluation": evaluation.EVALUATION,
     "counts": counts.COUNTS,
     "quality": quality.QUALITY,
+    "structure": structure.STRUCTURE,
+    "association": association.ASSOCIATION,
     "training": training.TRAINING,
 }
 
@@ -33,6 +46,8 @@ ANALYSES: dict[str, Analysis] = {
 CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "counts": counts.faults,
     "quality": quality.faults,
+    "structure": structure.faults,
+    "association": association.faults,
     "training": training.faults,
 }
 
