@@ -205,6 +205,22 @@ NAMED = [
         ("self._check_quorum(digest, message.survivors, message.acks)  # C22", "pass  # C22"),
     ),
     named(
+        "C23",
+        AGGREGATOR,
+        "jointly: an input of another site, whoever signed it",
+        ("if message.index != sender:  # C23", "if False:  # C23"),
+        (
+            "statement = keys.input_bytes(r.ctx, r.start.round, sender, message.salt, message.commit)\n"
+            "        if not keys.is_signed(self.params.roster[sender], message.signature, statement):",
+            "if False:",
+        ),
+    ),
+    named("C24", WIRE, "site indices of any size", ("if value >= MAX_SITES:", "if False:")),
+    named("C24", WIRE, "an entry twice in a map", ("if index in found:", "if False:")),
+    named("C24", WIRE, "maps of any size", ("if len(rows) > MAX_SITES:", "if False:")),
+    named("C24", WIRE, "sets out of order", ("any(a >= b for a, b in pairwise(values))", "False")),
+    named("C24", WIRE, "rosters of any size", ("if len(x.advertisements) > MAX_SITES:", "if False:")),
+    named(
         "C25",
         MEMBER,
         "a site that comes back masks again",
@@ -349,7 +365,7 @@ def all_mutants() -> list[Mutant]:
     return sorted(found, key=lambda m: (int(m.check[1:]), m.file, m.line))
 
 
-def test_files() -> dict[str, list[str]]:
+def tests_by_check() -> dict[str, list[str]]:
     """Check -> files with tests that are named after it."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
@@ -491,7 +507,7 @@ def main() -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     began = time.monotonic()
-    files = test_files()
+    files = tests_by_check()
     wanted = asked.checks or [f"C{i}" for i in range(1, 31)]
     mutants = [m for m in all_mutants() if m.check in wanted]
     faults = [f"{check} has no test named test_{check}_..." for check in wanted if check not in files]

@@ -44,6 +44,10 @@ from sequester.protocols.secagg.messages import (
 from sequester.protocols.session import Mode
 from sequester.protocols.wire import Limits, Reader, frames
 
+SIGNED = pb.Ack(index=1, signature=bytes(64))
+ADVERTISED = pb.KeyAdvertisement(
+    index=1, session_id=bytes(32), kx=bytes(32), data_set="main", head=bytes(32), signature=bytes(64)
+)
 Spoil = Callable[[int, Message], list[tuple[int, Message]]]
 
 
@@ -192,6 +196,23 @@ def test_C24_payload_of_a_thousand_million_words_costs_no_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "said"),
+    [
+        (pb.Frame(refusal=pb.Refusal(box_failed=10**9, has_box_failed=True)), "site index"),
+        (pb.Frame(survivor_proposal=pb.SurvivorProposal(ctx=bytes(32), version=1, survivors=[0, 2, 1])), "ascending"),
+        (pb.Frame(survivor_proposal=pb.SurvivorProposal(ctx=bytes(32), version=1, survivors=[0, 0])), "ascending"),
+        (pb.Frame(unmask_request=pb.UnmaskRequest(ctx=bytes(32), acks=[SIGNED, SIGNED])), "stands twice"),
+        (pb.Frame(unmask_request=pb.UnmaskRequest(ctx=bytes(32), acks=[SIGNED] * 1025)), "1025 entries"),
+        (pb.Frame(roster=pb.Roster(advertisements=[ADVERTISED] * 1025)), "too many sites"),
+    ],
+    ids=["index", "order", "repeated", "map key twice", "map", "roster"],
+)
+def test_C24_sets_and_maps_without_bounds(spoiled: pb.Frame, said: str) -> None:
+    with pytest.raises(PeerError, match=said):
+        Reader(Limits(1 << 20, 32)).take(spoiled)
 
 
 # ---- two ciphertexts under one key stream ---------------------------------------------------------------------------
