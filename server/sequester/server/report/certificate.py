@@ -72,7 +72,7 @@ def certificate(
             "slack": DELTA_SLACK,
             "slack_because": "the noise is a discrete Gaussian, accounted as a continuous one",
         },
-        "life": _life(exact),
+        "life": _life(study, exact),
         "exact": exact,
         "releases": [_release(study, plan) for plan in study.analyses],
         "sites": _sites(study, private, receipts),
@@ -102,8 +102,15 @@ def trust(study: Study) -> dict[str, Any]:
     params = privacy.session_params(study)
     n, c = len(params.roster), params.max_corrupt
     h = privacy.noise_adders(study)
+    exact = {plan.mode == "exact" for plan in study.analyses}
+    kind = {
+        frozenset({False}): "computational differential privacy",
+        frozenset({True}): "masks without differential privacy",
+    }.get(
+        frozenset(exact), "computational differential privacy for the private analyses, masks alone for the exact ones"
+    )
     return {
-        "kind": "computational differential privacy: the exchange sees masked integers and one opened sum a round",
+        "kind": f"{kind}: the exchange sees masked integers and one opened sum a round",
         "N": n,
         "c": c,
         "t": session.threshold(n, c),
@@ -166,11 +173,12 @@ def padding_limits(study: Study, results: Mapping[str, Any]) -> tuple[float, flo
     return low, high
 
 
-def _life(exact: list[str]) -> dict[str, Any]:
+def _life(study: Study, exact: list[str]) -> dict[str, Any]:
     if exact:
         because = "exact analyses ran on these data: no epsilon for life can be stated for them any more"
-        return {"epsilon": None, "because": because, "instead": "epsilon of the private releases alone"}
-    because = "each hospital's ledger keeps it and does not send it; its own command `ledger` shows it"
+        alone = "epsilon of the private releases alone" if len(exact) < len(study.analyses) else None
+        return {"epsilon": None, "because": because, "instead": alone}
+    because = "each hospital's ledger keeps it and does not send it; its own ledger command shows it"
     return {"epsilon": None, "because": because, "instead": None}
 
 

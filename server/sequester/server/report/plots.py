@@ -92,12 +92,12 @@ def forest(
     lows: Sequence[float] | None,
     highs: Sequence[float] | None,
 ) -> str:
-    """Weights for one standard deviation of each feature, intervals only where they are given."""
+    """Weights on the standardised scale, intervals only where they are given."""
 
     def draw(axes: Any) -> None:
         _intervals(axes, labels, values, lows, highs)
         axes.axvline(0, color=MUTED, linewidth=1)
-        axes.set(xlabel="Weight for one standard deviation")
+        axes.set(xlabel="Standardised weight")
 
     said = "with 95 % intervals" if lows is not None else "without intervals"
     words = f"The weights of {len(labels)} features, {said}."
