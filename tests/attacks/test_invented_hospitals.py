@@ -97,7 +97,7 @@ def test_C26_coordinator_who_mints_three_extra_hospitals_gets_no_key_though_some
     def proposed() -> Member:
         """A fresh member of `north` with the rules its gate would give it."""
         pinned, seen = peers.pinned(home, "example"), Witnesses(home.consortium("example") / "advertisements.json")
-        rules = StudyRules(STUDY, DIGEST, config.policy, ledger, pinned, seen, epoch_floor=lambda: -1)
+        rules = StudyRules(STUDY, DIGEST, config.policy, ledger, pinned, seen, epoch_floor=-1)
         return Member(params, STUDY.site_ids.index("north"), own.sign, rules, os.urandom)
 
     before = ledger.head()
@@ -135,7 +135,7 @@ def sitting(folder: Path, ledger: Ledger, epoch: int) -> Adversary:
     pinned = frozenset(met.params.roster)
     witnesses = Witnesses(folder / "advertisements-0.json")
     digest = met.params.study_digest.hex()
-    own = StudyRules(study(), digest, Policy(), ledger, pinned, witnesses, epoch_floor=lambda: -1)
+    own = StudyRules(study(), digest, Policy(), ledger, pinned, witnesses, epoch_floor=-1)
     met.rules = [own, *(Remembering(pinned, folder / f"advertisements-{i}.json") for i in range(1, 5))]  # type: ignore[list-item]
     met.members = [met.fresh(i) for i in range(5)]
     met.advertise()
