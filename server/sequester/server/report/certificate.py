@@ -6,6 +6,7 @@ is about a single hospital except the charges that its own ledger counted. A fig
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -230,8 +231,9 @@ def _sites(study: Study, private: list[Plan], receipts: Mapping[str, Receipt]) -
 
 def _settings(plan: Plan) -> dict[str, str]:
     skipped = {"kind", "name", "mode", "noise_multiplier"}
+    values = {
+        key: value for key, value in plan.model_dump(mode="json").items() if key not in skipped and value is not None
+    }
     return {
-        key: str(value)
-        for key, value in plan.model_dump(mode="json").items()
-        if key not in skipped and value is not None
+        key: json.dumps(value) if isinstance(value, bool | list | dict) else str(value) for key, value in values.items()
     }
