@@ -15,6 +15,7 @@ from sequester.protocols.analyses import (
     linear,
     quality,
     structure,
+    survival,
     training,
 )
 from sequester.protocols.analyses.analysis import Analysis
@@ -27,6 +28,7 @@ Plan = Annotated[
     | quality.QualityPlan
     | structure.StructurePlan
     | association.AssociationPlan
+    | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
 ]
@@ -39,6 +41,7 @@ ANALYSES: dict[str, Analysis] = {
     "quality": quality.QUALITY,
     "structure": structure.STRUCTURE,
     "association": association.ASSOCIATION,
+    "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
 
@@ -48,6 +51,7 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "quality": quality.faults,
     "structure": structure.faults,
     "association": association.faults,
+    "survival": survival.faults,
     "training": training.faults,
 }
 
