@@ -53,7 +53,7 @@ def test_C6_other_model_for_one_site_leaves_masks_that_do_not_cancel() -> None:
     one = adversary.play(adversary.begin(1, broadcast=b"the model"), [0])
     rest = adversary.play(adversary.begin(1, broadcast=b"a model that isolates one patient"), [1, 2, 3])
     inputs = [adversary.inputs[one, 0], *(adversary.inputs[rest, i] for i in (1, 2, 3))]
-    truth = [adversary.truth[one, 0], *(adversary.truth[rest, i] for i in (1, 2, 3))]
+    truth = [adversary.put_in(one, 0), *(adversary.put_in(rest, i) for i in (1, 2, 3))]
     total = np.sum([m.y for m in inputs], axis=0, dtype=np.uint32)
     assert not np.array_equal(total, np.sum(truth, axis=0, dtype=np.uint32))
 
@@ -167,7 +167,7 @@ def test_C10_late_input_of_a_site_said_to_be_absent(four: Adversary) -> None:
         assert said(four.release(i, ctx, 1, (0, 1, 3), acks), UnmaskShares)
     late = np.array(four.inputs[ctx, 2].y)
     masks.add_streams(late, [four.pair_seed(ctx, 2, j) or b"" for j in (0, 1)], [four.pair_seed(ctx, 2, 3) or b""])
-    truth = four.truth[ctx, 2]
+    truth = four.put_in(ctx, 2)
     assert not np.array_equal(late, truth)
     for guess in (bytes(32), shamir.b32(1)):  # nor with a self-mask that is the same every time
         stripped = late.copy()
