@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,10 +27,12 @@ from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.policy import Policy
 from sequester.protocols import arrays, privacy
 from sequester.protocols import exchange_pb2 as pb
-from sequester.protocols.analyses.analysis import Broadcast, Finished, Sums
+from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Sums
 from sequester.protocols.analyses.cohort import Cohort
 from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.errors import RoundAbandoned
+from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
@@ -158,7 +159,7 @@ class Federation:
         ledger = Ledger(folder)
         witnesses = Witnesses(folder / "witnesses.json")
         pinned = frozenset(self.study.roster)
-        rules = StudyRules(self.study, self.digest, policy, ledger, pinned, witnesses, lambda: -1)
+        rules = StudyRules(self.study, self.digest, policy, ledger, pinned, witnesses, -1)
         return Site(cohort, Member(self.params, i, identity(name).sign, rules, entropy), ledger)
 
     def close(self) -> None:
@@ -267,10 +268,28 @@ class Federation:
     def _contribute(self, i: int, asked: Contribute) -> list[Effect]:
         """What the gate does with compute's arrays (`client/gate/session.py`)."""
         study, plan, step = self.study, self.study.analysis(asked.task.analysis), asked.task.step
-        share = contribution.noise_share(study, plan, step, asked.noise_adders)
-        broadcast: Any = arrays.decode(asked.broadcast)
-        sums = analysis_of(plan).contribution(plan, study, self.sites[i].cohort, broadcast, step)
-        layout = privacy.layout(study, plan, step)
-        words = contribution.ring_vector(study, plan, layout, sums, share)
+        layout, broadcast = privacy.layout(study, plan, step), arrays.decode(asked.broadcast)
+        if isinstance(plan, TrainingPlan) and plan.local_steps > 1:
+            words = self._stepped(i, asked, plan, layout, broadcast)
+        else:
+            share = contribution.noise_share(study, plan, step, asked.noise_adders)
+            words = contribution.ring_vector(study, plan, layout, self._computed(i, plan, broadcast, step), share)
         self._plain[i] = privacy.codec(study).from_sum(words.copy(), layout.length)
         return self.sites[i].member.contribute(words)
+
+    def _stepped(
+        self, i: int, asked: Contribute, plan: TrainingPlan, layout: Layout, broadcast: Broadcast
+    ) -> RingVector:
+        study, step = self.study, asked.task.step
+        walk = local_round(plan, study, layout, broadcast)
+        weights = next(walk)
+        while True:
+            share = contribution.noise_share(study, plan, step, asked.noise_adders)
+            sums = self._computed(i, plan, weights, step)
+            try:
+                weights = walk.send(contribution.noised_sum(study, plan, layout, sums, share))
+            except StopIteration as over:
+                return contribution.moved_words(study, plan, layout, over.value)
+
+    def _computed(self, i: int, plan: Plan, broadcast: Broadcast, step: int) -> Sums:
+        return analysis_of(plan).contribution(plan, self.study, self.sites[i].cohort, broadcast, step)

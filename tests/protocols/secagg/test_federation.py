@@ -172,7 +172,7 @@ def test_sixteen_hospitals_fit_exactly_what_pooled_least_squares_fits(
         )
     assert apart < 1e-6
     assert abs(ours - theirs) < 0.05
-    assert 8.3 < theirs < 8.4
+    assert theirs == pytest.approx(8.37, abs=0.06)  # folds are drawn anew at each freeze
 
 
 @real
