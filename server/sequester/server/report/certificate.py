@@ -13,15 +13,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from scipy.stats import chi2
-
 from sequester.protocols import accounting, privacy, session
 from sequester.protocols.accounting import DELTA_SLACK, Event
 from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.evidence import PADDING_LEVEL
+from sequester.protocols.evidence import padding_limits as limits_of
 from sequester.protocols.study import Study
 from sequester.server.report.receipts import Receipt
-
-PADDING_LEVEL = 1e-4  # a side; spec/privacy.md, section 8: the low side blocks, the high side warns
 
 NOT_COVERED = (
     "correctness against a hospital that sends wrong numbers",
@@ -170,8 +168,7 @@ def padding_limits(study: Study, results: Mapping[str, Any]) -> tuple[float, flo
     )
     if count == 0:
         return None
-    low, high = (math.sqrt(chi2.ppf(p, count) / count) for p in (PADDING_LEVEL, 1 - PADDING_LEVEL))
-    return low, high
+    return limits_of(count)
 
 
 def _life(study: Study, exact: list[str]) -> dict[str, Any]:
