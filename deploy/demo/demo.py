@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import simulation
 
-from loopback.consortium import Consortium, Published, Site
-from loopback.phases import Phases
-from loopback.processes import Failed, Running, python
+from one_machine.consortium import Consortium, Published, Site
+from one_machine.phases import Phases
+from one_machine.processes import Failed, Running, python
 
 CONSORTIUM, EPSILON, PEOPLE = "demo", 3, 10_000
 HELD_OUT = 0.25

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 
-from loopback.processes import Failed, Processes, Running, python
+from one_machine.processes import Failed, Processes, Running, python
 
 Value = TypeVar("Value")
 Say = Callable[[str], None]
