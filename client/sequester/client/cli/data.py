@@ -1,4 +1,4 @@
-"""`sequester-client data freeze|show|exclude`: from the hospital's files to the cohort a study will use.
+"""`sequester-client data ingest|report|freeze|show|exclude`: from the hospital's files to the cohort a study will use.
 
 Run by hospital IT, before approval. What these commands print stays at the hospital; the consortium learns only whether
 the site joins.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from sequester.client.cli.studies import pick
@@ -33,10 +34,106 @@ _REASONS = {
 def register(app: typer.Typer) -> None:
     """Add the commands about this site's data."""
     data = typer.Typer(no_args_is_help=True, help="Prepare this site's patients for a study; nothing leaves.")
+    data.command("ingest")(ingest)
+    data.command("report")(report)
     data.command("freeze")(freeze)
     data.command("show")(show)
     data.command("exclude")(exclude)
     app.add_typer(data, name="data")
+
+
+def ingest(
+    panel: Annotated[
+        Path | None, typer.Option("--panel", help="The consortium's marker panel; default the bundled one.")
+    ] = None,
+    only: Annotated[
+        Literal["all", "panel"],
+        typer.Option("--only", help="`panel` keeps the panel's variants only, for biobank files."),
+    ] = "all",
+    palindromic: Annotated[
+        Literal["drop", "strand"],
+        typer.Option("--palindromic", help="`strand` keeps A/T and C/G where the file's strand is beyond doubt."),
+    ] = "drop",
+    min_r2: Annotated[
+        float, typer.Option("--min-r2", min=0, max=1, help="Floor on imputation quality (INFO/R2).")
+    ] = 0.0,
+    keep_filtered: Annotated[
+        bool, typer.Option("--keep-filtered", help="Keep VCF rows that failed their FILTER.")
+    ] = False,
+    case: Annotated[
+        str | None, typer.Option("--case", help="Column of the phenotype table (1, 0): missingness by case status.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read the genotype files named in site.toml once, check and harmonise them, and write a store and a report.
+
+    A file that was read before is not read again. Running it twice writes the same bytes.
+    """
+    from sequester.client.compute.genome.source import Reading
+    from sequester.client.ingest import genotypes
+
+    place = home_of(home)
+    config = place.config()
+    choices = genotypes.Choices(panel, only == "panel", palindromic, Reading(keep_filtered, min_r2), case)
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            for name, task in tasks.items():
+                if name != what:
+                    bar.update(task, visible=False)
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        content = genotypes.ingest(place, config, choices, progress)
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    _print_account(content)
+    typer.echo(f"the whole account: {place.dataset(config.data.id) / 'report' / 'report.html'}")
+    typer.echo("next: sequester-client data freeze STUDY")
+
+
+def report(
+    out: Annotated[Path | None, typer.Option("--out", help="Also copy the page to this file.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the last `data ingest` kept and why: a page for people, or JSON. It stays at this site."""
+    place = home_of(home)
+    folder = place.dataset(place.config().data.id) / "report"
+    try:
+        content = json.loads((folder / "report.json").read_text("utf-8"))
+        page = (folder / "report.html").read_text("utf-8")
+    except (OSError, ValueError):
+        raise SiteError("there is no report", hint="`sequester-client data ingest` writes one") from None
+    if out is not None:
+        try:
+            out.write_text(page, "utf-8")
+        except OSError as error:
+            raise SiteError(f"{out}: {error.strerror}", hint="name a file that can be written") from None
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    _print_account(content)
+    typer.echo(f"the page: {out or folder / 'report.html'}; lists of variants: {folder / 'variants'}")
+
+
+def _print_account(content: dict[str, Any]) -> None:
+    typer.echo(content["verdict"]["sentence"])
+    counts = {**content["entry_categories"], "absent": content["panel_categories"]["absent"]}
+    table = Table("variants", "count", title="kept at this site: these numbers do not leave")
+    for name, count in counts.items():
+        if count:
+            table.add_row(name.replace("_", " "), f"{count:,}")
+    for reason, count in content.get("quality", {}).get("people_removed", {}).items():
+        if count:
+            table.add_row(f"people left out: {reason.replace('_', ' ')}", f"{count:,}")
+    Console(highlight=False, markup=False).print(table)
+    for sentence in content["next"]:
+        typer.echo(sentence)
 
 
 def freeze(

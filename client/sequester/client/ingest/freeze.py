@@ -26,8 +26,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sequester.client.compute.genome.harmonise import match
-from sequester.client.compute.genome.plink import PlinkFiles
 from sequester.client.config import Home, SiteConfig
+from sequester.client.ingest.cohort_genotypes import Genotypes, of_study
 from sequester.protocols.errors import SiteError, StudyError
 from sequester.protocols.signing import canonical, sha256
 from sequester.protocols.study import CONDITION, Column, Score, Study, standardisation, transformed
@@ -53,22 +53,14 @@ class Account:
 def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account:
     """Write the frozen cohort of a study and say what went in; refuses with the file, line or column at fault."""
     folder = home.dataset(config.data.id)
-    if config.data.genotypes and config.data.build != study.genome_build and study.variants:
-        raise SiteError(
-            f"the study is in {study.genome_build}, site.toml declares {config.data.build}",
-            hint="lift the files over and declare their new build; nothing is lifted silently",
-        )
-    ids, table = _table(config)
+    ids, table = patients_table(config)
     _one_row_each(config, ids)
     keep, counts = _belongs(study, table, _exclusions(folder, ids))
-    files = PlinkFiles(config.data.genotypes) if config.data.genotypes else None
+    genotypes: Genotypes | None = None
     genotype_row: dict[str, int] = {}
     if study.variants:
-        if files is None:
-            raise SiteError(
-                "the study uses variants and site.toml names no genotypes", hint="set `genotypes` under [data]"
-            )
-        genotype_row = {sample: i for i, sample in enumerate(files.samples)}
+        genotypes = of_study(home, config, study)
+        genotype_row = {sample: i for i, sample in enumerate(genotypes.files.samples)}
         joined = sum(1 for i in ids if i in genotype_row)
         if joined < 0.5 * min(len(ids), len(genotype_row)):
             raise SiteError(
@@ -78,6 +70,10 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
         before = int(keep.sum())
         keep &= np.array([i in genotype_row for i in ids], dtype=bool)
         counts["no_genotypes"] = before - int(keep.sum())
+        if genotypes.removed:
+            before = int(keep.sum())
+            keep &= np.array([genotype_row.get(i) not in genotypes.removed for i in ids], dtype=bool)
+            counts["quality"] = before - int(keep.sum())
     outcome, event = _outcome(study.phenotype, table)
     before = int(keep.sum())
     keep &= ~np.isnan(outcome)
@@ -85,11 +81,11 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort([ids[i] for i in rows])] if len(rows) else rows
     categories: dict[str, int] = {}
-    dosage = np.zeros((len(rows), 0), dtype=np.int8)
-    if study.variants and files is not None:
-        found = match(study.variants, files.variants)
-        categories = found.categories
-        read = files.counts([row for row in found.row if row >= 0])
+    dosage: NDArray[Any] = np.zeros((len(rows), 0), dtype=np.int8)
+    if genotypes is not None:
+        found = match(genotypes.wanted, genotypes.files.variants)
+        categories = {name: count for name, count in found.categories.items() if name != "palindromic"}
+        read = genotypes.files.dosages([row for row in found.row if row >= 0])
         dosage = found.dosage(read[[genotype_row[ids[i]] for i in rows]])
     features = _features(study, table, rows, dosage)
     key = _patients_key(folder)
@@ -140,7 +136,7 @@ def _exclusions(folder: Path, ids: list[str]) -> tuple[int, NDArray[np.bool_]]:
     return len(paths), np.array([i in out for i in ids], dtype=bool)
 
 
-def _table(config: SiteConfig) -> tuple[list[str], pl.DataFrame]:
+def patients_table(config: SiteConfig) -> tuple[list[str], pl.DataFrame]:
     if config.data.phenotypes is None:
         raise SiteError("site.toml names no phenotypes", hint="set `phenotypes` under [data]")
     if "://" in config.data.phenotypes:
@@ -289,9 +285,7 @@ def _scaled(column: Column, values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (values - centre) / scale if column.kind == "quantitative" else values
 
 
-def _features(
-    study: Study, table: pl.DataFrame, rows: NDArray[np.int64], dosage: NDArray[np.int8]
-) -> NDArray[np.float64]:
+def _features(study: Study, table: pl.DataFrame, rows: NDArray[np.int64], dosage: NDArray[Any]) -> NDArray[np.float64]:
     """float64 (rows, scores and covariates), in the order of `Study.features()`, NaN missing."""
     columns = [_score(score, study, table, rows, dosage) for score in study.scores]
     for column in study.covariates:
@@ -319,7 +313,7 @@ def _indicator(cell: str, level: str, known: set[str]) -> float:
 
 
 def _score(
-    score: Score, study: Study, table: pl.DataFrame, rows: NDArray[np.int64], dosage: NDArray[np.int8]
+    score: Score, study: Study, table: pl.DataFrame, rows: NDArray[np.int64], dosage: NDArray[Any]
 ) -> NDArray[np.float64]:
     """A published score, clamped to 3 public SD: from the study's variants, or, without weights, from its own column."""
     if not score.weights:

@@ -7,17 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sequester.protocols.analyses import (
-    association,
-    counts,
-    evaluation,
-    glm,
-    linear,
-    quality,
-    structure,
-    survival,
-    training,
-)
+from sequester.protocols.analyses import counts, evaluation, glm, linear, quality, training
 from sequester.protocols.analyses.analysis import Analysis
 
 Plan = Annotated[
@@ -26,9 +16,6 @@ Plan = Annotated[
     | evaluation.EvaluationPlan
     | counts.CountsPlan
     | quality.QualityPlan
-    | structure.StructurePlan
-    | association.AssociationPlan
-    | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
 ]
@@ -39,9 +26,6 @@ ANALYSES: dict[str, Analysis] = {
     "evaluation": evaluation.EVALUATION,
     "counts": counts.COUNTS,
     "quality": quality.QUALITY,
-    "structure": structure.STRUCTURE,
-    "association": association.ASSOCIATION,
-    "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
 
@@ -49,9 +33,6 @@ ANALYSES: dict[str, Analysis] = {
 CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "counts": counts.faults,
     "quality": quality.faults,
-    "structure": structure.faults,
-    "association": association.faults,
-    "survival": survival.faults,
     "training": training.faults,
 }
 

@@ -1,213 +1,221 @@
 """PLINK 1 and PLINK 2 files: checked against their own counts first, then read with pgenlib.
 
-Damage that the library reads without a word (rows of the sample file off by a few, NUL in an id, a flipped magic byte)
+Damage that the library reads without a word (rows of the sample file off by a few, bytes added at the end, NUL in an id)
 is refused here, with file, line and what was expected (spec/genomics.md, section 2). No person's id is ever printed.
+Whatever a library's own code for it, a missing genotype leaves this module as -9.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sequester.client.compute.genome import plink_text
+from sequester.client.compute.genome.pgen_header import pgen_header
 from sequester.protocols.errors import SiteError
 
-_TELLING = 20  # variants from which on one genotype everywhere is no person
+MISSING = -9
 BED_MAGIC = bytes([0x6C, 0x1B, 0x01])
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One variant of a file: `counted` is the allele whose copies the reader returns."""
-
-    chromosome: str
-    position: int
-    counted: str
-    other: str
+_TELLING = 20  # variants from which on one genotype everywhere is no person
 
 
 class PlinkFiles:
-    """The three files behind a prefix: `samples` ids in file order, `variants` rows in file order."""
+    """The three files behind a prefix: `samples` ids and `sex` in file order, `variants` an entry for each ALT allele."""
 
     def __init__(self, prefix: str) -> None:
         if "://" in prefix:
             raise SiteError(f"{prefix} is not a path", hint="genotypes are read from files of this machine only")
-        self._prefix = prefix
+        self.prefix = prefix
+        self.has_dosages = False
         if Path(prefix + ".bed").exists():
-            self._genotypes = Path(prefix + ".bed")
-            self.samples = _samples(Path(prefix + ".fam"), 1, 6)
-            self.variants = _bim(Path(prefix + ".bim"))
-            self._check_bed()
+            self.genotypes = Path(prefix + ".bed")
+            self.files = tuple(Path(prefix + suffix) for suffix in (".bed", ".bim", ".fam"))
+            people = plink_text.fam(self.files[2])
+            rows = plink_text.bim(self.files[1])
         elif Path(prefix + ".pgen").exists():
-            self._genotypes = Path(prefix + ".pgen")
-            self.samples = _psam(Path(prefix + ".psam"))
-            self.variants = _pvar(Path(prefix + ".pvar"))
+            self.genotypes = Path(prefix + ".pgen")
+            self.files = tuple(Path(prefix + suffix) for suffix in (".pgen", ".pvar", ".psam"))
+            people = plink_text.psam(self.files[2])
+            rows = plink_text.pvar(self.files[1])
         else:
             raise SiteError(
                 f"no {prefix}.bed and no {prefix}.pgen",
                 hint="`genotypes` in site.toml is the prefix of .bed/.bim/.fam or .pgen/.pvar/.psam files",
             )
+        self.samples, self.sex = people.ids, np.array(people.sex, dtype=np.int8)
+        self.variants = rows.variants
+        self.rows = rows.lines  # of the genotype file; an entry for each ALT allele may be more
+        self._line = np.array(rows.line, dtype=np.uint32)
+        self._allele = np.array(rows.allele, dtype=np.uint16)
+        self._first_allele: NDArray[np.uintp] | None = None  # only where a line has several ALT alleles
+        if len(self._line) > self.rows:
+            counts = np.bincount(self._line, minlength=self.rows).astype(np.uintp) + np.uintp(1)
+            self._first_allele = np.concatenate([np.zeros(1, np.uintp), np.cumsum(counts, dtype=np.uintp)])
+        self._unique_samples()
+        if not self.rows or not self.samples:
+            raise SiteError(
+                f"{Path(prefix).name} holds {len(self.samples)} people and {self.rows} variants",
+                hint="copy the files again",
+            )
+        if self.genotypes.suffix == ".bed":
+            self._check_bed()
+        else:
+            self._check_pgen()
+
+    @property
+    def is_multiallelic(self) -> NDArray[np.bool_]:
+        """For each entry: whether its line has several ALT alleles."""
+        if self._first_allele is None:
+            return np.zeros(len(self._line), dtype=bool)
+        several: NDArray[np.bool_] = np.bincount(self._line, minlength=self.rows)[self._line] > 1
+        return several
+
+    def _unique_samples(self) -> None:
         seen: dict[str, int] = {}
         for number, sample in enumerate(self.samples, 1):
             if sample in seen:
                 raise SiteError(
-                    f"{prefix}: the sample ids of people {seen[sample]} and {number} are the same",
+                    f"{self.prefix}: the sample ids of people {seen[sample]} and {number} are the same",
                     hint="one row per person; remove the duplicate (`plink2 --remove`)",
                 )
             seen[sample] = number
 
     def _check_bed(self) -> None:
-        n, v = len(self.samples), len(self.variants)
+        n, v = len(self.samples), self.rows
         width = -(-n // 4)
-        size, expected = self._genotypes.stat().st_size, 3 + v * width
-        with self._genotypes.open("rb") as file:
+        size, expected = self.genotypes.stat().st_size, 3 + v * width
+        fam, bed = self.files[2].name, self.genotypes.name
+        with self.genotypes.open("rb") as file:
             magic = file.read(3)
-            if magic[:2] != BED_MAGIC[:2]:
+        if magic[:2] != BED_MAGIC[:2]:
+            raise SiteError(f"{bed} does not begin as a .bed file", hint="copy it again, or name the right prefix")
+        if magic[2:] != BED_MAGIC[2:]:
+            raise SiteError(
+                f"{bed} is sample-major, variant-major was expected",
+                hint=f"`plink2 --bfile {Path(self.prefix).name} --make-pgen`",
+            )
+        if size != expected:
+            raise SiteError(
+                f"{bed} has {size} bytes; {n} people in .fam and {v} variants in .bim need {expected}",
+                hint="the three files do not belong together, or a copy was cut: copy all three again",
+            )
+        last = np.memmap(self.genotypes, dtype=np.uint8, mode="r", offset=3, shape=(v, width))[:, -1]
+        # a row too many in .fam makes padding a person: two copies of A1 everywhere
+        if v >= _TELLING and not (last & (3 << (2 * ((n - 1) % 4)))).any():
+            raise SiteError(
+                f"the last person of {fam} has two A1 alleles at all {v} variants",
+                hint="rows of .fam are too many: use the .fam that was written with this .bed",
+            )
+        if n % 4 and (last & ((0xFF << (2 * (n % 4))) & 0xFF)).any():
+            raise SiteError(
+                f"{bed} holds more people than the {n} of {fam}",
+                hint="rows of .fam are missing: use the .fam that was written with this .bed",
+            )
+
+    def _check_pgen(self) -> None:
+        header = pgen_header(self.genotypes)
+        name = self.genotypes.name
+        for found, listed, what, file in (
+            (header.people, len(self.samples), "people", self.files[2].name),
+            (header.variants, self.rows, "variants", self.files[1].name),
+        ):
+            if found != listed:
                 raise SiteError(
-                    f"{self._genotypes.name} does not begin as a .bed file",
-                    hint="copy it again, or name the right prefix",
+                    f"{name} holds {found} {what}, {file} lists {listed}",
+                    hint="the three files do not belong together: copy all three again",
                 )
-            if magic[2:] != BED_MAGIC[2:]:
-                raise SiteError(
-                    f"{self._genotypes.name} is sample-major, variant-major was expected",
-                    hint=f"`plink2 --bfile {Path(self._prefix).name} --make-pgen`",
-                )
-            if size != expected:
-                raise SiteError(
-                    f"{self._genotypes.name} has {size} bytes; {n} people in .fam and {v} variants in .bim need {expected}",
-                    hint="the three files do not belong together, or a copy was cut: copy all three again",
-                )
-            if not v or not n:
-                raise SiteError(
-                    f"{self._genotypes.name} holds {n} people and {v} variants", hint="copy the files again"
-                )
-            last = np.memmap(self._genotypes, dtype=np.uint8, mode="r", offset=3, shape=(v, width))[:, -1]
-            # a row too many in .fam makes padding a person: two copies of A1 everywhere
-            if v >= _TELLING and not (last & (3 << (2 * ((n - 1) % 4)))).any():
-                raise SiteError(
-                    f"the last person of {Path(self._prefix).name}.fam has two A1 alleles at all {v} variants",
-                    hint="rows of .fam are too many: use the .fam that was written with this .bed",
-                )
-            if n % 4:
-                mask = (0xFF << (2 * (n % 4))) & 0xFF
-                if (last & mask).any():
-                    raise SiteError(
-                        f"{self._genotypes.name} holds more people than the {n} of {Path(self._prefix).name}.fam",
-                        hint="rows of .fam are missing: use the .fam that was written with this .bed",
-                    )
+        size = self.genotypes.stat().st_size
+        if size != header.size:
+            raise SiteError(f"{name} has {size} bytes, its header promises {header.size}", hint="copy it again")
+        self.has_dosages = header.has_dosages
 
     def counts(self, wanted: Sequence[int]) -> NDArray[np.int8]:
-        """Copies of the counted allele, int8 (samples, len(wanted)), -9 missing, for the variants at `wanted`."""
-        import pgenlib
+        """Copies of the counted allele, int8 (samples, len(wanted)), -9 missing, for the entries at `wanted`.
 
+        Where the file has dosages, these are its hard calls; `dosages` rounds nothing.
+        """
         out = np.empty((len(wanted), len(self.samples)), dtype=np.int8)  # (variants, samples)
-        try:
-            reader = pgenlib.PgenReader(
-                str(self._genotypes).encode(), raw_sample_ct=len(self.samples), variant_ct=len(self.variants)
-            )
-            for row, index in enumerate(wanted):
-                reader.read(index, out[row])
-            reader.close()
-        except (RuntimeError, OSError) as error:
-            raise SiteError(
-                f"{self._genotypes.name} cannot be read: {str(error).splitlines()[0]}", hint="copy the file again"
-            ) from None
+        with _Reading(self) as reading:
+            reading.fill(np.asarray(wanted, dtype=np.int64), out)
         return np.ascontiguousarray(out.T)
 
+    def dosages(self, wanted: Sequence[int]) -> NDArray[np.int8] | NDArray[np.float32]:
+        """Like `counts`; float32 in 0..2 where the file has dosages."""
+        if not self.has_dosages:
+            return self.counts(wanted)
+        out = np.empty((len(wanted), len(self.samples)), dtype=np.float32)
+        with _Reading(self) as reading:
+            reading.fill(np.asarray(wanted, dtype=np.int64), out)
+        return np.ascontiguousarray(out.T)
 
-def _lines(path: Path) -> list[str]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SiteError(f"{path}: {error.strerror}", hint="check the path and who may read it") from None
-    if b"\x00" in data:
-        raise SiteError(f"{path.name} holds a NUL byte", hint="it is not a text file: copy it again")
-    try:
-        return data.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise SiteError(f"{path.name} line {line}: not UTF-8", hint="save the file as UTF-8") from None
+    def blocks(
+        self, wanted: NDArray[np.int64] | None = None, size: int = 2048, *, hard_calls: bool = True
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Entries and their genotypes (variants, samples), `size` entries at a time, in one buffer that is used again.
 
+        int8 copies of the counted allele, or float32 dosages with `hard_calls=False`; -9 missing.
+        """
+        chosen = np.arange(len(self.variants)) if wanted is None else wanted
+        dtype = np.int8 if hard_calls else np.float32
+        buffer = np.empty((min(size, max(1, len(chosen))), len(self.samples)), dtype=dtype)
+        with _Reading(self) as reading:
+            for start in range(0, len(chosen), size):
+                entries = chosen[start : start + size]
+                out = buffer[: len(entries)]
+                reading.fill(entries, out)
+                yield entries, out
 
-def _samples(path: Path, column: int, least: int) -> list[str]:
-    ids = []
-    for number, line in enumerate(_lines(path), 1):
-        fields = line.split()
-        if len(fields) < least:
-            raise SiteError(f"{path.name} line {number}: {len(fields)} columns, {least} were expected")
-        ids.append(fields[column])
-    return ids
-
-
-def _psam(path: Path) -> list[str]:
-    lines = [line for line in _lines(path) if not line.startswith("##")]
-    header = lines[0].lstrip("#").split() if lines and lines[0].startswith("#") else ["FID", "IID"]
-    body = lines[1:] if lines and lines[0].startswith("#") else lines
-    if "IID" not in header:
-        raise SiteError(f"{path.name} has no IID column", hint="`plink2 --make-pgen` writes one")
-    column = header.index("IID")
-    ids = []
-    for number, line in enumerate(body, 1):
-        fields = line.split()
-        if len(fields) <= column:
-            raise SiteError(f"{path.name}, person {number}: {len(fields)} columns, {len(header)} were expected")
-        ids.append(fields[column])
-    return ids
+    def reading(self) -> _Reading:
+        """The opened genotype file, for those who read it in pieces."""
+        return _Reading(self)
 
 
-def _position(path: Path, number: int, text: str) -> int:
-    try:
-        position = int(text)
-    except ValueError:
-        raise SiteError(f"{path.name} line {number}: `{text}` is not a position") from None
-    if position >= 2**31:
-        raise SiteError(f"{path.name} line {number}: position {position} is beyond any chromosome")
-    return position
+class _Reading:
+    """An open genotype file; `fill` reads entries into an array of the caller."""
 
+    def __init__(self, files: PlinkFiles) -> None:
+        self._files = files
+        self._reader: Any = None
 
-def _bim(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(_lines(path), 1):
-        fields = line.split()
-        if len(fields) != 6:
-            raise SiteError(
-                f"{path.name} line {number}: {len(fields)} columns, 6 were expected",
-                hint="chromosome, id, centimorgan, position, A1, A2",
+    def __enter__(self) -> _Reading:
+        import pgenlib
+
+        files = self._files
+        options = {} if files._first_allele is None else {"allele_idx_offsets": files._first_allele}
+        try:
+            self._reader = pgenlib.PgenReader(
+                str(files.genotypes).encode(), raw_sample_ct=len(files.samples), variant_ct=files.rows, **options
             )
-        # A1 of a .bim file is the counted allele (PLINK 1.9 file formats, .bim)
-        rows.append(
-            Row(chromosome(fields[0]), _position(path, number, fields[3]), fields[4].upper(), fields[5].upper())
-        )
-    return rows
+        except (RuntimeError, OSError, AssertionError) as error:
+            raise self._damaged(error) from None
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
 
-def _pvar(path: Path) -> list[Row]:
-    lines = [(number, line) for number, line in enumerate(_lines(path), 1) if not line.startswith("##")]
-    if not lines or not lines[0][1].startswith("#CHROM"):
-        raise SiteError(f"{path.name} has no #CHROM header", hint="`plink2 --make-pgen` writes one")
-    header = lines[0][1].lstrip("#").split()
-    if not {"CHROM", "POS", "REF", "ALT"} <= set(header):
-        raise SiteError(
-            f"{path.name}: the header lacks CHROM, POS, REF or ALT", hint="`plink2 --make-pgen` writes them"
-        )
-    chrom, pos, ref, alt = (header.index(name) for name in ("CHROM", "POS", "REF", "ALT"))
-    rows = []
-    for number, line in lines[1:]:
-        f = line.split()
-        if len(f) < len(header):
-            raise SiteError(f"{path.name} line {number}: {len(f)} columns, {len(header)} were expected")
-        rows.append(Row(chromosome(f[chrom]), _position(path, number, f[pos]), f[alt].upper(), f[ref].upper()))
-    return rows
+    def fill(self, entries: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read the entries into `out`: int8 or float32 (variants, samples), -9 missing."""
+        files, reader = self._files, self._reader
+        lines, alleles = files._line[entries], files._allele[entries]
+        dosages = out.dtype == np.float32
+        try:
+            if files._first_allele is not None:
+                read = reader.read_dosages if dosages else reader.read
+                for row, (line, allele) in enumerate(zip(lines.tolist(), alleles.tolist(), strict=True)):
+                    read(line, out[row], allele)
+            elif len(lines) and int(lines[-1]) - int(lines[0]) == len(lines) - 1 and (np.diff(lines) == 1).all():
+                read = reader.read_dosages_range if dosages else reader.read_range
+                read(int(lines[0]), int(lines[-1]) + 1, out)
+            else:
+                read = reader.read_dosages_list if dosages else reader.read_list
+                read(lines, out)
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(error) from None
 
-
-def chromosome(name: str) -> str:
-    """1..22, X, Y, XY or MT, whatever the file's habit; other contigs keep their name.
-
-    >>> chromosome("chr1"), chromosome("23"), chromosome("chrM")
-    ('1', 'X', 'MT')
-    """
-    bare = name[3:] if name[:3].lower() == "chr" else name
-    return {"23": "X", "24": "Y", "25": "XY", "26": "MT", "M": "MT"}.get(bare.upper(), bare.upper())
+    def _damaged(self, error: BaseException) -> SiteError:
+        said = (str(error).splitlines() or ["no reason given"])[0]
+        return SiteError(f"{self._files.genotypes.name} cannot be read: {said}", hint="copy the file again")

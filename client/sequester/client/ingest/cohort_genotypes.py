@@ -1,0 +1,86 @@
+"""The genotypes a cohort is frozen from: the store that `data ingest` wrote, or PLINK files where they lie.
+
+A store's build was confirmed when it was made, so a study in another build can be answered through its panel, for the
+variants that the panel lists in both. PLINK files without a store are taken as declared, unless the bundled panel
+recognises another build in them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sequester.client.compute.genome.build import ROWS, evidence
+from sequester.client.compute.genome.harmonise import Wanted, in_build
+from sequester.client.compute.genome.harmonise import of_study as wanted_of
+from sequester.client.compute.genome.panel import load
+from sequester.client.compute.genome.plink import PlinkFiles
+from sequester.client.config import Home, SiteConfig
+from sequester.client.ingest.durable import sha256_of
+from sequester.protocols.errors import SiteError
+from sequester.protocols.study import Study
+
+_AGAIN = "run `sequester-client data ingest` again"
+
+
+@dataclass(frozen=True, slots=True)
+class Genotypes:
+    """Open files, the study's variants at their places in them, and rows of people whom quality checks left out."""
+
+    files: PlinkFiles
+    wanted: Wanted
+    removed: frozenset[int] = frozenset()
+
+
+def of_study(home: Home, config: SiteConfig, study: Study) -> Genotypes:
+    """The genotypes for a study's variants; refuses a build that does not fit and a store whose bytes changed."""
+    named = config.data.genotypes
+    if not named:
+        raise SiteError("the study uses variants and site.toml names no genotypes", hint="set `genotypes` under [data]")
+    wanted = wanted_of(study.variants)
+    store = home.dataset(config.data.id) / "genotypes"
+    if (store / "manifest.json").exists():
+        manifest = _manifest(store, config)
+        own = next(iter(sorted(store.glob("panel.tsv*"))), None)
+        removed = json.loads((store / "removed.json").read_text("utf-8"))
+        return Genotypes(
+            PlinkFiles(str(store / "genotypes")),
+            in_build(wanted, study.genome_build, load(own), manifest["build"]),
+            frozenset(row for rows in removed.values() for row in rows),
+        )
+    if config.data.build != study.genome_build:
+        raise SiteError(
+            f"the study is in {study.genome_build}, site.toml declares {config.data.build}",
+            hint="`sequester-client data ingest` first, if the panel carries both builds; or lift the files over and "
+            "declare their new build; nothing is lifted silently",
+        )
+    files = PlinkFiles(named)
+    if len(files.variants) < ROWS:  # too few for any evidence
+        return Genotypes(files, wanted)
+    found = evidence(files.variants, load())
+    if found.build not in (None, config.data.build):
+        raise SiteError(
+            f"these files are in {found.build}, site.toml declares {config.data.build}: {found.words()}",
+            hint=f'set `build = "{found.build}"` under [data] if that is so; nothing is lifted silently',
+        )
+    return Genotypes(files, wanted)
+
+
+def _manifest(store: Path, config: SiteConfig) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((store / "manifest.json").read_text("utf-8"))
+        files, of, build = manifest["files"], manifest["genotypes"], manifest["build"]
+    except (OSError, ValueError, KeyError):
+        raise SiteError("the manifest of the genotype store is damaged", hint=_AGAIN) from None
+    if (of, build) != (config.data.genotypes, config.data.build):
+        raise SiteError(
+            f"the genotype store was made from {of} ({build}); site.toml names {config.data.genotypes} "
+            f"({config.data.build})",
+            hint=_AGAIN,
+        )
+    for name, expected in files.items():
+        if not (store / name).is_file() or sha256_of(store / name) != expected:
+            raise SiteError(f"{name} of the genotype store changed since it was written", hint=_AGAIN)
+    return manifest
