@@ -8,7 +8,7 @@ real round. Noise, where asked for, is the ideal Gaussian of the design's size, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequester.protocols import privacy
-from sequester.protocols.analyses.analysis import Broadcast, Finished
+from sequester.protocols.analyses.analysis import Broadcast, Finished, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Columns, Dosages, Part, standardised
-from sequester.protocols.analyses.registry import analysis_of
+from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.study import Study
+
+OpenSum = Callable[[Plan, int, Broadcast], Sums]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,11 @@ class Patients:
 
     def dosages(self, part: Part) -> Iterator[Dosages]:
         rows = self._rows(part)
-        for first in range(0, self.dosage.shape[1], 7):
-            yield Dosages(first, self.dosage[rows, first : first + 7].copy())
+        for first in range(0, self.dosage.shape[1], 257):
+            yield Dosages(first, self.dosage[rows, first : first + 257])  # rows are an index: a copy
+
+    def some(self, part: Part, variants: Sequence[int]) -> NDArray[np.float64]:
+        return self.dosage[np.ix_(self._rows(part), list(variants))]
 
     def gradient(self, plan: TrainingPlan, weights: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
         from sequester.client.compute.training.gradient import clipped_sum
@@ -140,38 +145,42 @@ def _local(
             return over.value
 
 
-def run(
-    study: Study, cohorts: Sequence[Cohort], rng: np.random.Generator | None = None, fixed_point: bool = False
-) -> dict[str, Finished]:
-    """Every analysis of the study in order; `rng` adds noise of sigma times sensitivity to private sums."""
+def analyses(study: Study, open_sum: OpenSum) -> dict[str, Finished]:
+    """Every analysis of the study in order, over whatever `open_sum(plan, step, broadcast)` says the sums are."""
     finished: dict[str, Finished] = {}
-    codec = privacy.codec(study)
     for plan in study.analyses:
         analysis = analysis_of(plan)
         following = analysis.start(plan, study, finished)
         for step in range(analysis.rounds(plan, study)):
-            layout = analysis.layout(plan, study, step)
-            total = np.zeros(layout.length)
-            if privacy.local_steps(plan) > 1:
-                total = sum(_local(plan, study, cohort, following.broadcast, rng) for cohort in cohorts)
-                outcome = analysis.combine(plan, study, following.state, layout.split(total), step)
-                if isinstance(outcome, Finished):
-                    finished[plan.name] = outcome
-                    break
-                following = outcome
-                continue
-            for cohort in cohorts:
-                sums = analysis.contribution(plan, study, cohort, following.broadcast, step)
-                vector = layout.flatten(sums)
-                total += codec.decode(codec.encode(vector)) if fixed_point else vector
-            if plan.mode == "private" and rng is not None:
-                sd = privacy.multiplier(plan) * analysis.sensitivity(plan, study)
-                if study.privacy.mechanism == "local":
-                    sd *= len(cohorts) ** 0.5  # the whole noise at each hospital
-                total += rng.normal(0.0, sd, layout.length)
-            outcome = analysis.combine(plan, study, following.state, layout.split(total), step)
+            sums = open_sum(plan, step, following.broadcast)
+            outcome = analysis.combine(plan, study, following.state, sums, step)
             if isinstance(outcome, Finished):
                 finished[plan.name] = outcome
                 break
             following = outcome
     return finished
+
+
+def run(
+    study: Study, cohorts: Sequence[Cohort], rng: np.random.Generator | None = None, fixed_point: bool = False
+) -> dict[str, Finished]:
+    """Every analysis of the study in order; `rng` adds noise of sigma times sensitivity to private sums."""
+    codec = privacy.codec(study)
+
+    def plain_sum(plan: Plan, step: int, broadcast: Broadcast) -> Sums:
+        analysis = analysis_of(plan)
+        layout = analysis.layout(plan, study, step)
+        total = np.zeros(layout.length)
+        if privacy.local_steps(plan) > 1:
+            return layout.split(total + sum(_local(plan, study, cohort, broadcast, rng) for cohort in cohorts))
+        for cohort in cohorts:
+            vector = layout.flatten(analysis.contribution(plan, study, cohort, broadcast, step))
+            total += codec.decode(codec.encode(vector)) if fixed_point else vector
+        if plan.mode == "private" and rng is not None:
+            sd = privacy.multiplier(plan) * analysis.sensitivity(plan, study)
+            if study.privacy.mechanism == "local":
+                sd *= len(cohorts) ** 0.5  # the whole noise at each hospital
+            total += rng.normal(0.0, sd, layout.length)
+        return layout.split(total)
+
+    return analyses(study, plain_sum)

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import simulation
 
-from loopback.consortium import Consortium, Published, Site
-from loopback.phases import Phases
-from loopback.processes import Failed, Running, python
+from one_machine.consortium import Consortium, Published, Site
+from one_machine.phases import Phases
+from one_machine.processes import Failed, Running, python
 
 CONSORTIUM, EPSILON, PEOPLE = "demo", 3, 10_000
 HELD_OUT = 0.25
@@ -99,7 +99,7 @@ def run(work: Path, out: Path, people: int, seed: int, phases: Phases) -> None:
             counts: dict[str, int] = json.loads(consortium.processes.finish(simulating, SIMULATE_S).splitlines()[-1])
         phases.line("           " + ", ".join(f"{name} {counts[name]:,}" for name in names) + " people")
         with phases.phase("doctor", "every hospital tests its own installation"):
-            isolated = _examine(consortium, phases)
+            _examine(consortium, phases)
         consortium.run_sites()
         with phases.phase("write", "the coordinator writes, signs and publishes the study"):
             fields = study_fields(json.loads((data / "study.json").read_text("utf-8")), people)
@@ -108,9 +108,12 @@ def run(work: Path, out: Path, people: int, seed: int, phases: Phases) -> None:
             consortium.decide(study)
         with phases.phase("rounds", f"the study {study.digest[:12]} runs", live=False):
             results = consortium.run_study(study, out)
-        with phases.phase("read", "read the ledgers and receipts"):
-            ledgers = consortium.ledgers()
-            _receipts(consortium, study, out)
+        with phases.phase("audit", "stop the hospitals, read and verify their ledgers"):
+            consortium.stop_sites()
+            ledgers, audits = consortium.ledgers(), consortium.audits()
+            receipts = _receipts(consortium, study, out)
+        for site, verdict in audits.items():
+            phases.line(f"           {site}: {verdict}")
         with phases.phase("compare", "fit each hospital alone and all pooled, for comparison"):
             auc = _compare(consortium, study, results)
         with phases.phase("stop", "stop everything that was started"):
@@ -125,7 +128,8 @@ def run(work: Path, out: Path, people: int, seed: int, phases: Phases) -> None:
         "people": counts,
         "wall_seconds": {name: round(seconds, 2) for name, seconds in phases.seconds.items()},
         "peak_rss_mb": peaks,
-        "isolated": isolated,
+        "bytes_up_control": {site: _control_bytes(ledger) for site, ledger in ledgers.items()},
+        "isolation": {site: body["isolation"] for site, body in receipts.items()},
     }
     (out / "results.json").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", "utf-8")
     _tell(results, ledgers, study, out, phases)
@@ -138,8 +142,8 @@ def _simulate(consortium: Consortium, data: Path, people: int, seed: int) -> Run
     return consortium.processes.start("simulation", "simulation", command, lives_on=False)
 
 
-def _examine(consortium: Consortium, phases: Phases) -> bool:
-    """Whether this machine can isolate compute. Where it cannot, the made-up hospitals allow that, loudly."""
+def _examine(consortium: Consortium, phases: Phases) -> None:
+    """Every test of `doctor` passes. Where this machine cannot isolate compute, made-up hospitals allow that, loudly."""
     found = consortium.examine()
     bad = {
         f"{site}: {test}: {row['found']}"
@@ -161,7 +165,6 @@ def _examine(consortium: Consortium, phases: Phases) -> bool:
         for name, site in consortium.sites.items():
             path = consortium.home(name) / "site.toml"
             path.write_text(site.toml() + "allow_unisolated = true\n", "utf-8")
-    return isolated
 
 
 def study_fields(public: dict[str, Any], people: int) -> dict[str, Any]:
@@ -190,15 +193,13 @@ def study_fields(public: dict[str, Any], people: int) -> dict[str, Any]:
     }
 
 
-def _receipts(consortium: Consortium, study: Published, out: Path) -> None:
-    """Each hospital's own copy of its receipt, beside the report."""
-    folder = out / "receipts"
-    folder.mkdir(exist_ok=True)
-    for site in consortium.sites:
-        source = consortium.home(site) / "consortia" / CONSORTIUM / "receipts" / f"{study.digest}.json"
-        if not source.exists():
-            raise Failed(f"{site} has no receipt of study {study.digest[:12]}", consortium.gates[site].log)
-        shutil.copyfile(source, folder / f"{site}.json")
+def _receipts(consortium: Consortium, study: Published, out: Path) -> dict[str, dict[str, Any]]:
+    """Each hospital's own receipt, by hospital; the coordinator must have been given the same."""
+    own = {site: consortium.receipt(site, study.digest) for site in consortium.sites}
+    for site, body in own.items():
+        if json.loads((out / "receipts" / f"{site}.json").read_bytes())["body"] != body:
+            raise Failed(f"the coordinator's receipt of {site} is not the one that {site} keeps")
+    return own
 
 
 def _compare(consortium: Consortium, study: Published, results: dict[str, Any]) -> dict[str, Any]:
@@ -249,21 +250,27 @@ def _tell(
         for row in ledger["rows"]:
             if row.get("kind") == "egress" and row.get("study") == study.digest:
                 kinds[row["what"]] += row["bytes"]
+        kinds["Flower's control connection"] = _control_bytes(ledger)
         listed = ", ".join(f"{what} {size:,}" for what, size in kinds.most_common())
         phases.line(f"  {site:8} {sum(kinds.values()):>10,}   {listed}")
-    spent = results["epsilon"]
     phases.line(f"  in {results['rounds']} rounds of {1000 * results['round_seconds']['median']:.0f} ms (median).")
     phases.line()
+    promise = results["promise"]
+    phases.line(f"Cost every patient: epsilon {promise['pld_without_spares']:.2f} at delta {float(results['delta']):g}")
     phases.line(
-        f"Cost every patient: epsilon {spent:.2f} at delta {float(results['delta']):g}, of {EPSILON} allowed by the"
+        f"  ({promise['pld']:.2f} had every spare attempt been used; the study allows {EPSILON}). Nothing left without noise."
     )
-    phases.line("  study; nothing left without noise.")
     phases.line()
     phases.line(DEPARTURES)
     total = sum(phases.seconds.values())
     phases.line(
         f"\n{total:.0f} s in all, {os.cpu_count()} cores; peak memory {results['peak_rss_mb']['all at once']} MB."
     )
+
+
+def _control_bytes(ledger: dict[str, Any]) -> int:
+    """What a hospital's SuperNode sent through the gate's forwarder: TLS bytes of registrations, polls and one answer."""
+    return sum(row["bytes"] for row in ledger["rows"] if row.get("kind") == "control")
 
 
 def _interrupted(number: int, frame: object) -> None:

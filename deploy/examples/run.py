@@ -28,9 +28,9 @@ from ruamel.yaml import YAML
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import oracles
-from loopback.consortium import Consortium, Published, Site
-from loopback.phases import Phases
-from loopback.processes import Failed, python
+from one_machine.consortium import Consortium, Published, Site
+from one_machine.phases import Phases
+from one_machine.processes import Failed, python
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study
 

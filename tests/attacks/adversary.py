@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import TypeVar
 
 import numpy as np
@@ -134,11 +134,14 @@ class Adversary:
         self.advs: list[KeyAdvertisement] = []
         self.ratifications: tuple[Ratification, ...] = ()
         self.words: list[tuple[int, Message]] = []
-        self.inputs: dict[tuple[bytes, int], MaskedInput] = {}
-        self.truth: dict[tuple[bytes, int], np.ndarray] = {}
+        self.inputs: dict[tuple[bytes, int], MaskedInput] = {}  # the newest one
+        self.sent: dict[tuple[bytes, int], list[MaskedInput]] = {}  # several of a site whose disk was restored
+        self.truth: dict[tuple[bytes, int, bytes], np.ndarray] = {}
         self.active: dict[bytes, tuple[int, ...]] = {}
-        self.shares: dict[tuple[bytes, int], dict[int, int]] = {}
+        self.shares: dict[tuple[bytes, int, bytes], dict[int, int]] = {}  # (ctx, of, salt) -> holder + 1 -> share
         self.seeds: dict[tuple[bytes, int, int], bytes] = {}
+        self._clones: dict[int, dict[int, bytes]] = {}  # pair keys that corrupt sites gave away for good
+        self._asked: dict[int, bytes] = {}  # salts of the opening that is being answered
         if joined:
             self.advertise()
             self.ratify()
@@ -151,6 +154,8 @@ class Adversary:
 
     def tell(self, i: int, message: Message) -> list[Effect]:
         """Site i's effects; a vector it is asked for is given at once, and everything said is listened to."""
+        if isinstance(message, UnmaskRequest):
+            self._asked = dict(zip(message.survivors, message.salts, strict=False))
         return self.heard(i, self.members[i].handle(message))
 
     def heard(self, i: int, effects: Sequence[Effect]) -> list[Effect]:
@@ -170,7 +175,7 @@ class Adversary:
                     after = self.members[i].contribute(RingVector(x.copy()))
                     sent = said(after, MaskedInput)
                     if sent is not None:
-                        self.truth[sent.ctx, i] = x
+                        self.truth[sent.ctx, i, sent.salt] = x
                     done += self.heard(i, after)
         return done
 
@@ -184,6 +189,8 @@ class Adversary:
         everyone = [said(self.tell(i, Roster(tuple(self.advs))), Ratification) for i in range(self.n)]
         self.ratifications = tuple(r for r in everyone if r is not None)
         assert len(self.ratifications) == self.n
+        for k in self.corrupt:
+            self.pairs_of(k)
 
     @property
     def session(self) -> bytes:
@@ -248,7 +255,7 @@ class Adversary:
     def release(
         self, i: int, ctx: bytes, version: int, survivors: Sequence[int], acks: Sequence[Ack] = ()
     ) -> list[Effect]:
-        boxes = {j: self.inputs[ctx, j].seals[i] for j in survivors if (ctx, j) in self.inputs}
+        boxes = {j: m.seals[i] for j in survivors if (m := self.inputs.get((ctx, j))) and i in m.seals}
         salts = self.salts(ctx, survivors)
         return self.tell(i, UnmaskRequest(ctx, version, tuple(survivors), salts, boxes, tuple(acks)))
 
@@ -284,6 +291,7 @@ class Adversary:
     def roll_back(self, i: int, records: int) -> None:
         """Site i's disk is restored to an early moment: a prefix of its journal and no outbox."""
         self.journals[i] = self.journals[i][:records]
+        self.outboxes[i] = None
         self.members[i] = Member.restore(
             self.journals[i], None, self.params, i, self.signs[i], self.rules[i], self.entropy
         )
@@ -295,26 +303,52 @@ class Adversary:
         match message:
             case MaskedInput():
                 self.inputs[message.ctx, i] = message
+                seen = self.sent.setdefault((message.ctx, i), [])
+                if all(m.signature != message.signature for m in seen):
+                    seen.append(message)
                 for k in self.corrupt & set(message.seals):
-                    pair = self.members[k]._pairs[i]
-                    share = keys.unseal(pair, i, k, message.ctx, message.salt, message.seals[k])
-                    self._share(message.ctx, i, k, share)
+                    self._unseal(message, k)
             case UnmaskShares():
                 for j, share in message.shares.items():
-                    self._share(message.ctx, j, i, share)
+                    self._share(message.ctx, j, self._asked[j], i, share)
                 for j, seed in message.pair_seeds.items():
                     self.seeds[message.ctx, i, j] = self.seeds[message.ctx, j, i] = seed
             case PairSeeds():
                 for j, seed in message.pair_seeds.items():
                     self.seeds[message.ctx, i, j] = self.seeds[message.ctx, j, i] = seed
 
-    def _share(self, ctx: bytes, of: int, holder: int, share: bytes) -> None:
-        self.shares.setdefault((ctx, of), {})[holder + 1] = int.from_bytes(share, "little") % shamir.P
+    def put_in(self, ctx: bytes, i: int) -> np.ndarray:
+        """What honest site i really put under its newest mask of that context."""
+        return self.truth[ctx, i, self.inputs[ctx, i].salt]
 
-    def self_seed(self, ctx: bytes, j: int) -> bytes | None:
-        """b_j where the shares that left open it; its commitment says so."""
-        known = sorted(self.shares.get((ctx, j), {}).items())
-        sent = self.inputs.get((ctx, j))
+    def _unseal(self, sent: MaskedInput, k: int) -> None:
+        pair = self.pairs_of(k)[sent.index]
+        share = keys.unseal(pair, sent.index, k, sent.ctx, sent.salt, sent.seals[k])
+        self._share(sent.ctx, sent.index, sent.salt, k, share)
+
+    def _share(self, ctx: bytes, of: int, salt: bytes, holder: int, share: bytes) -> None:
+        self.shares.setdefault((ctx, of, salt), {})[holder + 1] = int.from_bytes(share, "little") % shamir.P
+
+    def pairs_of(self, k: int) -> dict[int, bytes]:
+        """The pair keys of corrupt site k, whatever became of its own disk since."""
+        if self.members[k]._pairs and k not in self._clones:
+            self._clones[k] = dict(self.members[k]._pairs)
+        return self._clones.get(k, {})
+
+    def corrupts(self, i: int) -> None:
+        """Site i counts among the c from now on: it hands over its keys and what was sealed to it."""
+        self.corrupt |= {i}
+        self.honest = tuple(j for j in self.honest if j != i)
+        self.pairs_of(i)
+        for messages in self.sent.values():
+            for sent in messages:
+                if i in sent.seals:
+                    self._unseal(sent, i)
+
+    def self_seed(self, ctx: bytes, j: int, salt: bytes) -> bytes | None:
+        """b_j behind that salt, where the shares that left open it; its commitment says so."""
+        known = sorted(self.shares.get((ctx, j, salt), {}).items())
+        sent = next((m for m in self.sent.get((ctx, j), []) if m.salt == salt), None)
         for k in range(1, len(known) + 1):
             weights = shamir.lagrange_at_zero([x for x, _ in known[:k]])
             seed = shamir.b32(shamir.combine(weights, [y for _, y in known[:k]]))
@@ -325,8 +359,8 @@ class Adversary:
     def pair_seed(self, ctx: bytes, i: int, j: int) -> bytes | None:
         """k_ij where a corrupt site knows it or an honest one gave it."""
         for a, b in ((i, j), (j, i)):
-            if a in self.corrupt and b in self.members[a]._pairs:
-                return keys.mask_key(self.members[a]._pairs[b], ctx)
+            if a in self.corrupt and b in self.pairs_of(a):
+                return keys.mask_key(self.pairs_of(a)[b], ctx)
         return self.seeds.get((ctx, i, j))
 
     def opened(self, ctx: bytes) -> list[frozenset[int]]:
@@ -334,18 +368,19 @@ class Adversary:
         found = []
         sites = [j for j in self.honest if (ctx, j) in self.inputs]
         for size in range(1, len(sites) + 1):
-            found += [frozenset(some) for some in combinations(sites, size) if self._opens(ctx, some)]
+            for some in combinations(sites, size):
+                alternatives = product(*(self.sent[ctx, j] for j in some))
+                found += [frozenset(some) for chosen in alternatives if self._opens(ctx, some, chosen)]
         return found
 
-    def _opens(self, ctx: bytes, some: Sequence[int]) -> bool:
-        total = np.zeros(len(self.inputs[ctx, some[0]].y), np.uint32)
+    def _opens(self, ctx: bytes, some: Sequence[int], chosen: Sequence[MaskedInput]) -> bool:
+        total = np.zeros(len(chosen[0].y), np.uint32)
         plus: list[bytes] = []
         minus: list[bytes] = []
-        for i in some:
-            sent = self.inputs[ctx, i]
+        for i, sent in zip(some, chosen, strict=True):
             total += sent.y
             if sent.commit:
-                seed = self.self_seed(ctx, i)
+                seed = self.self_seed(ctx, i, sent.salt)
                 if seed is None:
                     return False
                 minus.append(keys.self_key(seed, ctx))
@@ -356,7 +391,7 @@ class Adversary:
                         return False
                     (minus if j > i else plus).append(pair)
         masks.add_streams(total, plus, minus)
-        truth = np.sum([self.truth[ctx, i] for i in some], axis=0, dtype=np.uint32)
+        truth = np.sum([self.truth[ctx, m.index, m.salt] for m in chosen], axis=0, dtype=np.uint32)
         return bool(np.array_equal(total, truth))
 
     def learns_at_most_one_sum(self, *contexts: bytes) -> list[frozenset[int]]:

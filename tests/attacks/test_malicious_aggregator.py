@@ -10,11 +10,12 @@ from __future__ import annotations
 import tracemalloc
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 
-from attacks.adversary import Adversary, is_refused, said
+from attacks.adversary import LENGTH, Adversary, is_refused, said
 from sequester.protocols import session
 from sequester.protocols.secagg import keys, masks, shamir
 from sequester.protocols.secagg.member import Admission
@@ -33,6 +34,10 @@ from sequester.protocols.secagg.messages import (
 )
 
 ALL = (0, 1, 2, 3)
+OTHER_TASKS: dict[str, Any] = {
+    "study_digest": bytes(32), "analysis": "linear", "step": 7, "attempt": 7, "broadcast": bytes(32), "layout": bytes(32),
+    "codec": "w64b16g1", "clip": "none", "noise": "none", "event": "exact",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def test_C6_other_model_for_one_site_leaves_masks_that_do_not_cancel() -> None:
     one = adversary.play(adversary.begin(1, broadcast=b"the model"), [0])
     rest = adversary.play(adversary.begin(1, broadcast=b"a model that isolates one patient"), [1, 2, 3])
     inputs = [adversary.inputs[one, 0], *(adversary.inputs[rest, i] for i in (1, 2, 3))]
-    truth = [adversary.truth[one, 0], *(adversary.truth[rest, i] for i in (1, 2, 3))]
+    truth = [adversary.put_in(one, 0), *(adversary.put_in(rest, i) for i in (1, 2, 3))]
     total = np.sum([m.y for m in inputs], axis=0, dtype=np.uint32)
     assert not np.array_equal(total, np.sum(truth, axis=0, dtype=np.uint32))
 
@@ -76,6 +81,19 @@ def test_C6_box_of_an_earlier_round_is_opened_in_a_later_one(four: Adversary) ->
     assert four.learns_at_most_one_sum(first) == [frozenset({0, 1})]
 
 
+def test_C6_round_set_length_and_task_are_all_bound_into_the_context(four: Adversary) -> None:
+    start = four.begin(1)
+    others = (
+        replace(start, round=2),
+        replace(start, active=(0, 1, 3)),
+        replace(start, length=LENGTH + 1),
+        *(replace(start, task=replace(start.task, **{name: value})) for name, value in OTHER_TASKS.items()),
+    )
+    contexts = {four.ctx(each) for each in (start, *others)}
+    assert len(contexts) == len(others) + 1
+    assert len({keys.mask_key(four.members[0]._pairs[1], ctx) for ctx in contexts}) == len(contexts)
+
+
 def test_C7_threshold_of_one(four: Adversary) -> None:
     ctx = four.play(four.begin(1))
     four.propose(0, ctx, 1, (0, 1, 3))
@@ -94,6 +112,25 @@ def test_C7_two_active_sets_of_one_round_share_the_colluder() -> None:
     for i in (3, 4):
         adversary.release(i, other, 1, (3, 4, 5), acks)
     assert adversary.learns_at_most_one_sum(one, other) == [frozenset({0, 1, 2})]
+
+
+def test_C7_quorum_is_counted_from_the_active_set() -> None:
+    adversary = Adversary(7, 1)  # t = 5 of 7; counted from an active set of 6 it would be 4
+    ctx = adversary.play(adversary.begin(1, (0, 1, 2, 3, 4, 6)))
+    some = (0, 1, 2, 3, 6)
+    for i in (0, 1, 2):
+        adversary.propose(i, ctx, 1, some)
+    acks = adversary.acks(ctx, 1, some, (0, 1, 2, 6))
+    assert len(acks) == 4
+    assert is_refused(adversary.release(0, ctx, 1, some, acks))
+    assert is_refused(adversary.ask_seeds(4, ctx, 1, some, acks))
+
+
+def test_C7_survivors_are_counted_from_the_active_set() -> None:
+    adversary = Adversary(7, 1)  # u = 5; from an active set of 6 it would be max(4, 6 - 2)
+    ctx = adversary.play(adversary.begin(1, (0, 1, 2, 3, 4, 6)))
+    for i in (0, 1, 2):
+        assert is_refused(adversary.propose(i, ctx, 1, (0, 1, 2, 6)))
 
 
 def test_C8_tiny_duplicated_or_foreign_active_sets() -> None:
@@ -130,7 +167,7 @@ def test_C10_late_input_of_a_site_said_to_be_absent(four: Adversary) -> None:
         assert said(four.release(i, ctx, 1, (0, 1, 3), acks), UnmaskShares)
     late = np.array(four.inputs[ctx, 2].y)
     masks.add_streams(late, [four.pair_seed(ctx, 2, j) or b"" for j in (0, 1)], [four.pair_seed(ctx, 2, 3) or b""])
-    truth = four.truth[ctx, 2]
+    truth = four.put_in(ctx, 2)
     assert not np.array_equal(late, truth)
     for guess in (bytes(32), shamir.b32(1)):  # nor with a self-mask that is the same every time
         stripped = late.copy()
@@ -287,6 +324,50 @@ def test_C16_boxes_are_redirected_or_swapped(four: Adversary) -> None:
         refusal = said(effects, Refusal)
         assert refusal is not None
         assert refusal.box_failed in (1, 2)
+
+
+def restored(four: Adversary) -> tuple[bytes, MaskedInput, MaskedInput]:
+    """A round in which site 1's disk was restored: its context, and site 1's two inputs, the second one being current."""
+    before = len(four.journals[1])
+    start = four.begin(1)
+    ctx = four.play(start)
+    first = four.inputs[ctx, 1]
+    four.roll_back(1, before)
+    four.tell(1, start)
+    return ctx, first, four.inputs[ctx, 1]
+
+
+def opening(four: Adversary, ctx: bytes, to: int, word: MaskedInput) -> UnmaskRequest:
+    """The request for the whole sum in which site 1 stands with `word`."""
+    of = {j: word if j == 1 else four.inputs[ctx, j] for j in ALL}
+    return UnmaskRequest(ctx, 0, ALL, tuple(m.salt for m in of.values()), {j: m.seals[to] for j, m in of.items()})
+
+
+def test_C16_shares_of_both_self_masks_of_a_restored_site(four: Adversary) -> None:
+    ctx, first, second = restored(four)
+    assert said(four.tell(0, opening(four, ctx, 0, first)), UnmaskShares)
+    assert is_refused(four.tell(0, opening(four, ctx, 0, second)))
+
+
+def test_C16_restored_site_opens_its_own_first_box(four: Adversary) -> None:
+    ctx, first, second = restored(four)
+    assert is_refused(four.tell(1, opening(four, ctx, 1, first)))
+    assert said(four.tell(1, opening(four, ctx, 1, second)), UnmaskShares)
+
+
+def test_C16_own_box_is_reflected_as_the_receivers(four: Adversary) -> None:
+    ctx = four.play(four.begin(1))
+    mine = four.inputs[ctx, 0]
+    salts = tuple(four.inputs[ctx, 0 if j == 2 else j].salt for j in ALL)
+    boxes = {**{j: four.inputs[ctx, j].seals[0] for j in ALL}, 2: mine.seals[2]}
+    assert four.members[0].handle(UnmaskRequest(ctx, 0, ALL, salts, boxes)) == [Send(Refusal(2))]
+
+
+def test_C16_site_that_is_no_survivor_is_asked_for_shares(four: Adversary) -> None:
+    ctx = four.play(four.begin(1))
+    acks = four.agree(ctx, 1, (0, 1, 3))
+    assert is_refused(four.release(2, ctx, 1, (0, 1, 3), acks))
+    assert four.members[2].state == "MASKED"
 
 
 def test_C17_sum_below_the_calibration_of_the_noise() -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from attacks.adversary import Adversary, is_refused, ledger_head, renamed, said
 from sequester.protocols import exchange_pb2 as pb
-from sequester.protocols import wire
+from sequester.protocols import session, wire
 from sequester.protocols.errors import PeerError, RefusalCode, StudyError
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.member import Member
@@ -219,6 +219,14 @@ def test_C30_downgrade_to_another_suite() -> None:
     weak = renamed(adversary.params, suite="x25519-none-v0")
     with pytest.raises(StudyError):
         Member(weak, 0, adversary.signs[0], adversary.rules[0], adversary.entropy)
+
+
+@pytest.mark.parametrize("weak", [{"ring_bits": 16}, {"mode": "plain"}], ids=lambda weak: next(iter(weak)))
+def test_C30_ring_or_mode_that_no_suite_has(weak: dict[str, object]) -> None:
+    params = Adversary(5, 1, joined=False).params
+    with pytest.raises(StudyError) as refused:
+        session.check_params(renamed(params, **weak))
+    assert refused.value.code is RefusalCode.PARAMS
 
 
 def test_C30_every_parameter_is_bound_into_the_sessions_name() -> None:

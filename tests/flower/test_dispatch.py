@@ -111,7 +111,7 @@ def test_a_node_with_a_sites_name_and_another_key_is_never_asked() -> None:
     world.step()
     assert world.asked() == []
     world.nodes.append(node(4, "bern"))
-    world.step()
+    world.step(after=AGAIN_S["offline"])
     assert world.asked() == [4]
 
 
@@ -135,7 +135,7 @@ def test_a_site_comes_online_later_and_is_asked_then() -> None:
     world = World()
     world.step()
     world.nodes.append(node(9, "bern"))
-    world.step()
+    world.step(after=AGAIN_S["offline"])
     assert world.asked() == [9]
 
 
@@ -182,7 +182,7 @@ def test_after_a_lost_join_the_site_is_asked_when_it_is_back() -> None:
         world.step(1.0)
     assert len(world.sent) == 1
     world.nodes.append(node(1, "bern"))
-    world.step()
+    world.step(after=AGAIN_S["offline"])
     assert len(world.sent) == 2
 
 

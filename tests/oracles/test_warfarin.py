@@ -2,94 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from decimal import Decimal
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from ruamel.yaml import YAML
 
-import contracts
 import plain_loop
+import warfarin
 from sequester.client.compute.cohort import StoredCohort
-from sequester.client.config import Home
-from sequester.client.ingest.freeze import freeze
 from sequester.protocols import privacy
 from sequester.protocols.study import Study
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "deploy/examples/warfarin"
-SOURCE = (
-    Path(os.environ.get("SEQUESTER_DATA", str(ROOT.parent / "shared/data"))) / "iwpc_warfarin/iwpc_subject_data.csv"
-)
-pytestmark = pytest.mark.skipif(not SOURCE.exists(), reason="SEQUESTER_DATA has no iwpc_warfarin")
-
-
-def _prepare() -> Any:
-    spec = importlib.util.spec_from_file_location("warfarin_prepare", EXAMPLE / "prepare.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _fields(**changed: Any) -> dict[str, Any]:
-    skeleton = YAML(typ="safe").load((EXAMPLE / "study.yaml").read_text("utf-8"))
-
-    def exact(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: exact(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [exact(inner) for inner in value]
-        return Decimal(str(value)) if isinstance(value, float) else value
-
-    return {**contracts.fields(), "variants": [], **exact(skeleton), **changed}
+pytestmark = pytest.mark.skipif(bool(warfarin.MISSING), reason=warfarin.MISSING)
 
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, list[StoredCohort]]:
-    """The sixteen frozen cohorts, through the same door as a hospital's."""
-    root = tmp_path_factory.mktemp("warfarin")
-    found = _prepare().hospitals(SOURCE)
-    assert sum(map(len, found.values())) == 4267 and len(found) == 16
-    study = privacy.calibrate(Study.model_validate(_fields()))
-    cohorts = []
-    for name, people in found.items():
-        home = Home(root / name)
-        (root / name).mkdir()
-        table = [",".join(people[0])] + [",".join(p.values()) for p in people]
-        (root / name / "phenotypes.csv").write_text("\n".join(table), "utf-8")
-        home.site_toml.write_text(
-            f'[site]\nid = "{name}"\n[data]\nphenotypes = "{root / name / "phenotypes.csv"}"\n', "utf-8"
-        )
-        account = freeze(home, home.config(), study, "ab" * 32)
-        assert account.ready and account.patients == len(people)
-        cohorts.append(StoredCohort(home.dataset("main") / "cohorts" / ("ab" * 32), study))
-    return study, cohorts
+    """The sixteen frozen cohorts."""
+    study = privacy.calibrate(Study.model_validate(warfarin.fields()))
+    return study, list(warfarin.frozen(tmp_path_factory.mktemp("warfarin"), study).values())
 
 
 def test_the_published_model_errs_as_published() -> None:
-    module = _prepare()
-    people = [p for site in module.hospitals(SOURCE).values() for p in site]
+    module = warfarin.prepare()
+    people = [p for site in module.hospitals(warfarin.SOURCE).values() for p in site]
+    assert len(people) == 4267
     errors = [abs(module.published_dose(p) - float(p["dose"])) for p in people]
     assert np.mean(errors) == pytest.approx(8.37, abs=0.04)  # 8.37 on 4,302 people, these are 4,267 of them
 
 
 def test_the_exact_federated_fit_equals_pooled_least_squares(hospitals: tuple[Study, list[StoredCohort]]) -> None:
     _, cohorts = hospitals
-    study = Study.model_validate(
-        _fields(
-            analyses=[
-                {"kind": "linear", "name": "fit", "mode": "exact"},
-                {"kind": "evaluation", "name": "left_out", "of": "fit", "mode": "exact", "part": "all", "folds": True,
-                 "error_bound": 400},
-            ]
-        )
-    )  # fmt: skip
+    study = Study.model_validate(warfarin.fields(analyses=warfarin.EXACT))
     finished = plain_loop.run(study, cohorts)
     blocks = [b for c in cohorts for b in c.blocks("all")]
     x, y = np.vstack([b.x for b in blocks]), np.concatenate([b.y for b in blocks])

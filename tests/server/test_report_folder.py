@@ -162,6 +162,16 @@ def test_a_published_score_in_the_model_is_part_of_its_variants_weights() -> Non
     assert weights["rs1074"] == per_unit["rs1074"]
 
 
+def test_epsilon_comes_from_the_signed_study_whatever_the_results_say(tmp_path: Path, held: dict[str, Any]) -> None:
+    results = json.loads(held["results_json"]) | {"epsilon": 0.5, "promise": None, "exact": []}
+    write(tmp_path, **held | {"results_json": results_bytes(results)})
+    promise = privacy.promise(held["study"])
+    assert promise is not None
+    header = gzip.decompress((tmp_path / "risk_scoring_file.txt.gz").read_bytes()).decode()
+    assert f"#epsilon={promise.pld:.4g}\n" in header
+    assert f"epsilon {promise.pld:.2f} at delta" in (tmp_path / "report.html").read_text()
+
+
 def test_a_model_of_the_table_alone_has_no_scoring_file(held: dict[str, Any]) -> None:
     study, results = held["study"], json.loads(held["results_json"])
     rows = results["analyses"]["score"]["result"]["weights"]

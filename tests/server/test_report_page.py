@@ -174,6 +174,7 @@ def test_exact_analyses_stand_on_the_first_page_by_name_and_no_life_epsilon_is_s
     assert "Exact analyses" in first and "score, held_out" in first and "not protected by differential privacy" in first
     assert "No epsilon for the life of these data" in first
     assert "no epsilon for life can be stated" in Page(data).words
+    assert "a dishonest exchange can read single patients" in first and "computational" not in Page(data).words
     assert privacy.promise(study) is None and "ε spent" in data.decode()
 
 

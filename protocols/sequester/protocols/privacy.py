@@ -38,6 +38,10 @@ def study_digest(study: Study) -> str:
 
 def session_params(study: Study, epoch: int = 0) -> SessionParams:
     """The protocol session of a study, defaults of section 2 filled in from the roster's size."""
+    return _session_params(study, bytes.fromhex(study_digest(study)), epoch)
+
+
+def _session_params(study: Study, digest: bytes, epoch: int) -> SessionParams:
     n = len(study.sites)
     asked = study.aggregation
     c = asked.max_corrupt if asked.max_corrupt is not None else max(1, (n - 1) // 3)
@@ -47,7 +51,7 @@ def session_params(study: Study, epoch: int = 0) -> SessionParams:
     absent = asked.max_absent if asked.max_absent is not None else (0 if strict or exact else n - t)
     active = asked.min_active if asked.min_active is not None else (n if exact else t)
     params = SessionParams(
-        bytes.fromhex(study_digest(study)), epoch, study.roster, c, active, absent, asked.ring_bits, asked.mode, asked.suite
+        digest, epoch, study.roster, c, active, absent, asked.ring_bits, asked.mode, asked.suite
     )  # fmt: skip
     session.check_params(params)
     if exact and (absent != 0 or active != n or not strict):
@@ -61,7 +65,7 @@ def session_params(study: Study, epoch: int = 0) -> SessionParams:
 
 def noise_adders(study: Study) -> int:
     """h = u - c for a round of the smallest active set this study allows: the shares its noise is sized for."""
-    params = session_params(study)
+    params = _session_params(study, bytes(32), 0)  # a digest of many variants takes a second, and says nothing here
     if study.privacy.mechanism == "local":
         return 1
     return min(session.noise_adders(params, n) for n in range(params.min_active, len(params.roster) + 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,10 @@ class StoredCohort:
     ) -> dict[str, NDArray[np.float64]]:
         """The clipped sum of one round; the sample, where the plan has a rate, is drawn anew."""
         return clipped_sum(plan, self._study, self.blocks(plan.part), weights, os.urandom, self._device)
+
+    def some(self, part: Part, variants: Sequence[int]) -> NDArray[np.float64]:
+        """A few variants of all patients of one part, by their places in the study's list."""
+        return _copies(self._dosage[:, list(variants)][self._rows(part)])
 
     def _rows(self, part: Part) -> NDArray[np.int64]:
         if part == "all":

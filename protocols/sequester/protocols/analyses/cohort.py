@@ -80,6 +80,10 @@ class Cohort(Protocol):
         """
         ...
 
+    def some(self, part: Part, variants: Sequence[int]) -> NDArray[np.float64]:
+        """Copies of a few variants by their places in the study's list, (patients, variants), NaN missing."""
+        ...
+
 
 def standardised(raw: NDArray[np.float64], features: Sequence[Feature]) -> NDArray[np.float64]:
     """(raw - centre) / scale by the features' public constants; missing becomes 0, the public centre."""

@@ -8,6 +8,7 @@ A round of the second kind fills `score` alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Result, chosen, designs
 from sequester.protocols.analyses.newton import (
+    HALVINGS,
     Estimates,
     advance,
     beginning,
@@ -53,9 +55,17 @@ def start(plan: GlmPlan, study: Study) -> Next:
     beta = np.zeros(len(chosen(study, plan.features)) + 1)
     if plan.family == "poisson":
         beta[0] = np.log(float(plan.prevalence))  # a start far from the mean would overshoot
-    state = beginning(beta)
-    state |= {"firth": np.array([int(plan.firth == "always")]), "people": np.zeros(3), "score": np.zeros(0)}
+    state = fresh(beta, plan.firth == "always")
     return Next(state, _broadcast(state))
+
+
+def fresh(beta: Vector, firth: bool) -> State:
+    """The state of a fit before its first sum."""
+    d = len(beta)
+    return beginning(beta) | {
+        "firth": np.array([int(firth)]), "people": np.zeros(3), "score": np.zeros(0), "value": np.zeros(1),
+        "why": np.zeros(d, dtype=np.int64), "gone": np.zeros(d, dtype=np.uint8), "done": np.zeros(1),
+    }  # fmt: skip
 
 
 def _broadcast(state: State) -> Broadcast:
@@ -67,82 +77,88 @@ def _broadcast(state: State) -> Broadcast:
 
 def contribution(plan: GlmPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
     w, b = np.asarray(broadcast["w"], dtype=np.float64), float(broadcast["b"][0])
-    from scipy.special import gammaln
 
     d = len(w) + 1
     information, score, log_likelihood, people = np.zeros((d, d)), np.zeros(d), 0.0, np.zeros(3)
     for block in designs(study, cohort, plan.part, plan.features):
-        x, y = np.column_stack([np.ones(len(block.y)), block.x]), block.y  # (rows, 1 + features)
+        x = np.column_stack([np.ones(len(block.y)), block.x])  # (rows, 1 + features)
         z = predictor(block.x, w, b)
-        mu = mean_of(plan.family, z)
-        weight = mu * (1 - mu) if plan.family == "logistic" else mu if plan.family == "poisson" else np.ones_like(mu)
         if "inverse" in broadcast:
-            leverage = weight * np.einsum("ij,jk,ik->i", x, np.asarray(broadcast["inverse"]), x)
-            score += x.T @ (leverage * (0.5 - mu))
+            score += adjustment(x, mean_of("logistic", z), np.asarray(broadcast["inverse"], dtype=np.float64))
             continue
-        information += x.T @ (x * weight[:, None])
-        score += x.T @ (y - mu)
-        people += [len(y), y.sum(), y @ y]
-        match plan.family:
-            case "logistic":
-                log_likelihood += float((y * z - np.logaddexp(0.0, z)).sum())
-            case "poisson":
-                log_likelihood += float((y * z - mu - gammaln(np.maximum(y, 0.0) + 1)).sum())
-            case "linear":
-                log_likelihood -= 0.5 * float(((y - mu) ** 2).sum())
+        more_information, more_score, more_value = moments(plan.family, x, block.y, z)
+        information += more_information
+        score += more_score
+        log_likelihood += more_value
+        people += [len(block.y), block.y.sum(), block.y @ block.y]
     return {
         "information": information[np.triu_indices(d)], "score": score,
         "log_likelihood": np.array([log_likelihood]), "people": people,
     }  # fmt: skip
 
 
+def moments(family: str, x: Vector, y: Vector, z: Vector) -> tuple[Vector, Vector, float]:
+    """X'WX, X'(y - mu) and the log-likelihood of some patients at the linear predictor z."""
+    mu = mean_of(family, z)
+    match family:
+        case "logistic":
+            weight, value = mu * (1 - mu), float((y * z - np.logaddexp(0.0, z)).sum())
+        case "poisson":
+            from scipy.special import gammaln  # heavy: loaded where it is used
+
+            weight, value = mu, float((y * z - mu - gammaln(np.maximum(y, 0.0) + 1)).sum())
+        case _:
+            weight, value = np.ones_like(mu), -0.5 * float(((y - mu) ** 2).sum())
+    return x.T @ (x * weight[:, None]), x.T @ (y - mu), value
+
+
+def adjustment(x: Vector, mu: Vector, of: Vector) -> Vector:
+    """What Firth's penalty adds to the score of some patients; `of` is the inverse of the global information."""
+    leverage = mu * (1 - mu) * np.einsum("ij,jk,ik->i", x, of, x)
+    added: Vector = x.T @ (leverage * (0.5 - mu))
+    return added
+
+
 def combine(plan: GlmPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
-    last = step + 1 >= plan.rounds
-    penalised = bool(state["firth"][0])
-    if len(state["score"]):
+    if not state["people"].any():
+        state = {**state, "people": sums["people"]}
+    new = progressed(state, sums, plan.family, plan.firth, study, last=step + 1 >= plan.rounds)
+    if plan.family == "logistic" and _one_outcome(new):
+        return model(study, np.zeros(len(new["beta"]) - 1), np.zeros(1), converged=False, not_fitted="one outcome only")
+    return _result(plan, study, new) if step + 1 >= plan.rounds or new["done"][0] else Next(new, _broadcast(new))
+
+
+def progressed(state: State, sums: Mapping[str, Vector], family: str, firth: str, study: Study, last: bool) -> State:
+    """The fit after one more opened sum; `done` is 1 where it is at an end, `gone` marks separated columns."""
+    if len(state["score"]):  # the second round of a Firth iteration
         move = {**state, "score": np.zeros(0)}
-        new = advance(
-            move,
-            state["information"],
-            state["score"] + sums["score"],
-            float(state["value"][0]),
-            FIRTH_TOLERANCE,
-            STEP_CAP,
-        )
-        return _result(plan, study, new) if last or new["converged"][0] else Next(new, _broadcast(new))
+        total, value = state["score"] + sums["score"], float(state["value"][0])
+        new = advance(move, state["information"], total, value, FIRTH_TOLERANCE, STEP_CAP)
+        return {**new, "done": new["converged"]}
     information = symmetric(sums["information"], len(state["beta"]))
     value = float(sums["log_likelihood"][0])
-    if step == 0:
+    if not state["first"].any():
         kept, why = estimable(information)
-        state = {
-            **state, "people": sums["people"], "first": information, "kept": kept.astype(np.uint8),
-            "why": np.array([REASONS.index(reason) for reason in why]),
-        }  # fmt: skip
-        if plan.family == "logistic" and _one_outcome(state):
-            return model(study, np.zeros(len(why) - 1), np.zeros(1), converged=False, not_fitted="one outcome only")
+        reasons = np.array([REASONS.index(reason) for reason in why])
+        state = {**state, "first": information, "kept": kept.astype(np.uint8), "why": reasons}
     kept = np.asarray(state["kept"], dtype=bool)
+    penalised = bool(state["firth"][0])
     if penalised:
         value += 0.5 * float(np.linalg.slogdet(information[np.ix_(kept, kept)])[1])
         best = float(state["best"][0])
-        if value >= best - 1e-9 * (1 + abs(best)) or float(state["halved"][0]) >= 20:
-            new = {**state, "information": information, "score": sums["score"], "value": np.array([value])}
-            new["best"] = new["value"]
-            return _result(plan, study, new) if last else Next(new, _broadcast(new))
-    sites, bits = len(study.sites), study.aggregation.fraction_bits
-    tolerance = max(TOLERANCE, resolution(information, kept, sites, bits))
-    cap = np.inf if plan.family == "linear" else STEP_CAP
-    new = advance(state, information, sums["score"], value, tolerance, cap)
-    if plan.family == "logistic" and not penalised and float(new["halved"][0]) == 0:
+        if value >= best - 1e-9 * (1 + abs(best)) or float(state["halved"][0]) >= HALVINGS:
+            held = {"information": information, "score": sums["score"], "value": np.array([value])}
+            return {**state, **held, "best": held["value"]}
+    tolerance = max(TOLERANCE, resolution(information, kept, len(study.sites), study.aggregation.fraction_bits))
+    new = advance(state, information, sums["score"], value, tolerance, np.inf if family == "linear" else STEP_CAP)
+    if family == "logistic" and not penalised and float(new["halved"][0]) == 0:
         gone = separated(new, value, float(new["people"][0]))
-        if gone.any() and plan.firth == "if_separated" and not last:
-            fresh = start(plan, study).state
-            again = {**fresh, **{name: new[name] for name in ("people", "first", "kept", "why")}, "firth": np.ones(1)}
-            return Next(again, _broadcast(again))
+        if gone.any() and firth == "if_separated" and not last:
+            stays = {name: new[name] for name in ("people", "first", "kept", "why")}
+            return {**fresh(np.zeros(len(gone)), True), **stays}
         if gone.any():
-            return _result(plan, study, new, gone)
-    if last or new["converged"][0]:
-        return _result(plan, study, new)
-    return Next(new, _broadcast(new))
+            return {**new, "gone": gone.astype(np.uint8), "done": np.ones(1)}
+    return {**new, "done": new["converged"]}
 
 
 REASONS = ["", "constant", "collinear", "separated"]
@@ -153,7 +169,7 @@ def _one_outcome(state: State) -> bool:
     return cases < 0.5 or cases > n - 0.5
 
 
-def _result(plan: GlmPlan, study: Study, state: State, gone: NDArray[np.bool_] | None = None) -> Finished:
+def _result(plan: GlmPlan, study: Study, state: State) -> Finished:
     beta, kept = np.asarray(state["beta"], dtype=np.float64), np.asarray(state["kept"], dtype=bool)
     n, total, squares = (float(v) for v in state["people"])
     variances, df = np.diag(inverse(state["information"], kept)), np.inf
@@ -170,7 +186,8 @@ def _result(plan: GlmPlan, study: Study, state: State, gone: NDArray[np.bool_] |
         more |= {"cases": int(round(total)), "null_log_likelihood": float(null), "firth": bool(state["firth"][0])}
     more["penalised_log_likelihood" if state["firth"][0] else "log_likelihood"] = value
     why = [REASONS[int(code)] for code in state["why"]]
-    if gone is not None:
+    gone = np.asarray(state["gone"], dtype=bool)
+    if gone.any():
         columns = ["intercept", *(f.name for f in chosen(study, plan.features))]
         more["separated"] = [columns[j] for j in np.flatnonzero(gone)]
         why = ["separated" if gone[j] else reason for j, reason in enumerate(why)]

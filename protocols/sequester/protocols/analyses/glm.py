@@ -22,7 +22,7 @@ from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, N
 from sequester.protocols.analyses.cohort import Cohort, Part, Which, chosen, designs
 from sequester.protocols.analyses.newton import symmetric
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
-from sequester.protocols.analyses.weights import mean_of, model, predictor, sigmoid
+from sequester.protocols.analyses.weights import mean_of, model, predictor, private_rows, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -66,15 +66,6 @@ class GlmPlan(AnalysisPlan):
         if self.firth != "never" and (self.mode == "private" or self.family != "logistic"):
             raise ValueError("firth is for exact logistic models; private gradients stay finite without it")
         return self
-
-
-def private_rows(x: Vector, plan: GlmPlan) -> tuple[Vector, float]:
-    """Records as the private solvers see them: scaled, norm clipped to `record_norm`; and the scale that was applied."""
-    scale = x.shape[1] ** -0.5 if plan.over_sqrt_p and x.shape[1] else 1.0
-    rows = x * scale
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    rows *= np.minimum(1.0, float(plan.record_norm) / np.maximum(norms, 1e-300))[:, None]
-    return rows, scale
 
 
 class Glm:
@@ -129,7 +120,7 @@ class Glm:
         kappa, clip = float(plan.kappa), float(plan.clip)
         low, high = (0.0, float(study.phenotype.upper or 1)) if plan.family == "poisson" else (-1.0, 1.0)
         for block in designs(study, cohort, plan.part, plan.features):
-            x, _ = private_rows(block.x, plan)  # (rows, features)
+            x, _ = private_rows(block.x, plan.over_sqrt_p, float(plan.record_norm))  # (rows, features)
             r = mean_of(plan.family, predictor(x, w, b)) - np.clip(block.y, low, high)
             norms = np.abs(r) * np.sqrt(np.einsum("ij,ij->i", x, x) + kappa * kappa)
             c = np.minimum(1.0, clip / np.maximum(norms, 1e-300))
@@ -141,7 +132,7 @@ class Glm:
         p = len(w)
         information, score = np.zeros((p + 1, p + 1)), np.zeros(p + 1)
         for block in designs(study, cohort, plan.part, plan.features):
-            x = private_rows(block.x, plan)[0]
+            x = private_rows(block.x, plan.over_sqrt_p, float(plan.record_norm))[0]
             ones = np.column_stack([np.ones(len(x)), x])  # (rows, 1 + features)
             mu = sigmoid(predictor(x, w, b))
             information += ones.T @ (ones * (mu * (1 - mu))[:, None])

@@ -134,6 +134,16 @@ def separated(state: State, log_likelihood: float, people: float) -> NDArray[np.
     return gone
 
 
+def runaway(state: State, events: float) -> NDArray[np.bool_]:
+    """bool (d,): coefficients without a maximum in a model without intercept, where each event gives information."""
+    first, kept = np.asarray(state["first"]), np.asarray(state["kept"], dtype=bool)
+    rms = np.sqrt(np.maximum(np.diag(first), 0) / max(events, 1.0))
+    before, after = np.diag(inverse(first, kept)), np.diag(inverse(state["information"], kept))
+    shrunk = np.divide(after, before, out=np.zeros(len(rms)), where=kept & (before > 0))
+    gone: NDArray[np.bool_] = ((np.abs(state["beta"]) * rms > RUNAWAY) | (shrunk > LOST)) & kept
+    return gone
+
+
 @dataclass(frozen=True, slots=True)
 class Estimates:
     """Coefficients with what is known about them; `errors` is 0 where there is none, `why` says why not."""

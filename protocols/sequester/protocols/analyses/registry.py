@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sequester.protocols.analyses import counts, evaluation, glm, linear, quality, training
+from sequester.protocols.analyses import (
+    association,
+    counts,
+    evaluation,
+    glm,
+    linear,
+    quality,
+    structure,
+    survival,
+    training,
+)
 from sequester.protocols.analyses.analysis import Analysis
 
 Plan = Annotated[
@@ -16,6 +26,9 @@ Plan = Annotated[
     | evaluation.EvaluationPlan
     | counts.CountsPlan
     | quality.QualityPlan
+    | structure.StructurePlan
+    | association.AssociationPlan
+    | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
 ]
@@ -26,6 +39,9 @@ ANALYSES: dict[str, Analysis] = {
     "evaluation": evaluation.EVALUATION,
     "counts": counts.COUNTS,
     "quality": quality.QUALITY,
+    "structure": structure.STRUCTURE,
+    "association": association.ASSOCIATION,
+    "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
 
@@ -33,6 +49,9 @@ ANALYSES: dict[str, Analysis] = {
 CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "counts": counts.faults,
     "quality": quality.faults,
+    "structure": structure.faults,
+    "association": association.faults,
+    "survival": survival.faults,
     "training": training.faults,
 }
 

@@ -24,6 +24,15 @@ def sigmoid(z: Vector) -> Vector:
     return np.where(z >= 0, 1.0 / (1.0 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1.0 + np.exp(-np.abs(z))))
 
 
+def private_rows(x: Vector, over_sqrt_p: bool, record_norm: float) -> tuple[Vector, float]:
+    """Records as the private solvers see them: scaled, norm clipped to `record_norm`; and the scale that was applied."""
+    scale = x.shape[1] ** -0.5 if over_sqrt_p and x.shape[1] else 1.0
+    rows = x * scale
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    rows *= np.minimum(1.0, record_norm / np.maximum(norms, 1e-300))[:, None]
+    return rows, scale
+
+
 def predictor(x: Vector, w: Vector, b: float | Vector) -> Vector:
     """x w + b, clamped to +-1e6 and 0 where it is not a number; `w` (features,) or one row for each of x.
 

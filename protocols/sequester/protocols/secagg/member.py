@@ -159,6 +159,7 @@ class Member:
         self._held: RoundStart | None = None
         self._awaited: Contribute | None = None
         self._outbox: MaskedInput | None = None
+        self._recorded = True  # False where a crash came between the outbox and its record
         self._used: dict[str, int] = {}  # analysis -> charges spent
         self._order: dict[str, int] = {}  # analysis -> its place, by first appearance here: none is gone back to
         self._last_task = (-1, -1, -1)  # (place, step, attempt)
@@ -472,8 +473,7 @@ class Member:
         self._outbox = MaskedInput(i, r.ctx, salt, commit, seals, signature, MaskedVector(y))
         r.salt = salt
         self.state = "MASKED"
-        record = {"ctx": r.ctx.hex(), "salt": salt.hex(), "sha256": hashlib.sha256(y.tobytes()).hexdigest()}
-        return [StoreOutbox(self._outbox), Persist(_record("input", record)), Send(self._outbox)]
+        return [StoreOutbox(self._outbox), Persist(_input_record(self._outbox)), Send(self._outbox)]
 
     def answer_hold(self, yes: bool) -> list[Effect]:
         """A person's answer to the held round; every check is made again before a yes counts."""
@@ -669,6 +669,9 @@ class Member:
         elif self.state == "HELD" and self._held is None:
             self.state = "READY"  # the request died with the process; the exchange asks again
         elif self.state == "MASKED" and self._outbox is not None:
+            if not self._recorded:
+                self._recorded = True
+                effects.append(Persist(_input_record(self._outbox)))
             effects.append(Send(self._outbox))  # C25: stored bytes, never recomputed
         elif self.state == "WITHDRAWN":
             return [Send(Withdraw(self._params.study_digest, self.session_id))]
@@ -693,7 +696,8 @@ class Member:
             member._outbox = outbox
             member._round.salt = outbox.salt
             if member.state == "COMPUTING":
-                member.state = "MASKED"  # stored before the crash: the same bytes may go out now
+                member.state = "MASKED"  # stored before the crash: the same bytes may go out now, after their record
+                member._recorded = False
         return member
 
     def _replay(self, row: dict[str, Any]) -> None:
@@ -761,6 +765,11 @@ class _BoxFailed(Exception):
 
 def _record(kind: str, row: dict[str, Any]) -> bytes:
     return json.dumps({"kind": kind, **row}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _input_record(sent: MaskedInput) -> bytes:
+    digest = hashlib.sha256(sent.y.tobytes()).hexdigest()
+    return _record("input", {"ctx": sent.ctx.hex(), "salt": sent.salt.hex(), "sha256": digest})
 
 
 def adv_json(adv: KeyAdvertisement) -> dict[str, Any]:

@@ -29,7 +29,7 @@ MESSAGE_TYPE = "query.join"
 TTL_S = 7 * 86400.0  # of request and reply; an answer comes within a minute of delivery, a site may be off for days
 POLL_S = 0.5
 # Seconds until a site without a stream is asked again.
-AGAIN_S = {"not yet": 5.0, "joined": 60.0, "refused": 60.0, "error": 60.0, "lost": 3.0}
+AGAIN_S = {"not yet": 5.0, "joined": 60.0, "refused": 60.0, "error": 60.0, "lost": 3.0, "offline": 2.0}
 SILENT_S = 180.0  # delivered, never answered: its reply was dropped on the way (spec/flower.md, section 7)
 # Flower's own errors that say nothing about the study: the node or its child was gone, or the time to live ran out.
 _LOST = {3, 4, 5, 8}
@@ -128,6 +128,7 @@ class Dispatcher:
             # The name is the site's, the key is what its SuperNode proves: both as the exchange admitted them.
             node = next((n for n in online if n.name == join.site and same_key(join.supernode_key, n.public_key)), None)
             if node is None:
+                self._sites[join.site].again = self._now() + AGAIN_S["offline"]
                 continue
             record = ConfigRecord({"study": self._digest, "bundle": bundle})
             message = Message(

@@ -6,21 +6,20 @@ is about a single hospital except the charges that its own ledger counted. A fig
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from scipy.stats import chi2
-
 from sequester.protocols import accounting, privacy, session
 from sequester.protocols.accounting import DELTA_SLACK, Event
 from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.evidence import PADDING_LEVEL
+from sequester.protocols.evidence import padding_limits as limits_of
 from sequester.protocols.study import Study
 from sequester.server.report.receipts import Receipt
-
-PADDING_LEVEL = 1e-4  # a side; spec/privacy.md, section 8: the low side blocks, the high side warns
 
 NOT_COVERED = (
     "correctness against a hospital that sends wrong numbers",
@@ -72,7 +71,7 @@ def certificate(
             "slack": DELTA_SLACK,
             "slack_because": "the noise is a discrete Gaussian, accounted as a continuous one",
         },
-        "life": _life(exact),
+        "life": _life(study, exact),
         "exact": exact,
         "releases": [_release(study, plan) for plan in study.analyses],
         "sites": _sites(study, private, receipts),
@@ -102,8 +101,15 @@ def trust(study: Study) -> dict[str, Any]:
     params = privacy.session_params(study)
     n, c = len(params.roster), params.max_corrupt
     h = privacy.noise_adders(study)
+    exact = {plan.mode == "exact" for plan in study.analyses}
+    kind = {
+        frozenset({False}): "computational differential privacy",
+        frozenset({True}): "masks without differential privacy",
+    }.get(
+        frozenset(exact), "computational differential privacy for the private analyses, masks alone for the exact ones"
+    )
     return {
-        "kind": "computational differential privacy: the exchange sees masked integers and one opened sum a round",
+        "kind": f"{kind}: the exchange sees masked integers and one opened sum a round",
         "N": n,
         "c": c,
         "t": session.threshold(n, c),
@@ -162,15 +168,15 @@ def padding_limits(study: Study, results: Mapping[str, Any]) -> tuple[float, flo
     )
     if count == 0:
         return None
-    low, high = (math.sqrt(chi2.ppf(p, count) / count) for p in (PADDING_LEVEL, 1 - PADDING_LEVEL))
-    return low, high
+    return limits_of(count)
 
 
-def _life(exact: list[str]) -> dict[str, Any]:
+def _life(study: Study, exact: list[str]) -> dict[str, Any]:
     if exact:
         because = "exact analyses ran on these data: no epsilon for life can be stated for them any more"
-        return {"epsilon": None, "because": because, "instead": "epsilon of the private releases alone"}
-    because = "each hospital's ledger keeps it and does not send it; its own command `ledger` shows it"
+        alone = "epsilon of the private releases alone" if len(exact) < len(study.analyses) else None
+        return {"epsilon": None, "because": because, "instead": alone}
+    because = "each hospital's ledger keeps it and does not send it; its own ledger command shows it"
     return {"epsilon": None, "because": because, "instead": None}
 
 
@@ -222,8 +228,9 @@ def _sites(study: Study, private: list[Plan], receipts: Mapping[str, Receipt]) -
 
 def _settings(plan: Plan) -> dict[str, str]:
     skipped = {"kind", "name", "mode", "noise_multiplier"}
+    values = {
+        key: value for key, value in plan.model_dump(mode="json").items() if key not in skipped and value is not None
+    }
     return {
-        key: str(value)
-        for key, value in plan.model_dump(mode="json").items()
-        if key not in skipped and value is not None
+        key: json.dumps(value) if isinstance(value, bool | list | dict) else str(value) for key, value in values.items()
     }

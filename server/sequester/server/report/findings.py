@@ -96,7 +96,13 @@ def _error_headline(result: Result, on: str) -> Headline:
     unit = f" {result['unit']}" if result.get("unit") else ""
     error, within = result["mean_absolute_error"], result.get("within_20_percent")
     said = f"Predictions are {digits(error, 3)}{unit} away from the truth on average, measured on {on}."
-    tiles = [Tile("Mean absolute error", f"{digits(error, 3)}{unit}", "no interval: none with verified coverage")]
+    tiles = [
+        Tile(
+            f"Mean absolute error{f', {unit.strip()}' if unit else ''}",
+            digits(error, 3),
+            "no interval: none with verified coverage",
+        )
+    ]
     if within is not None:
         said += f" {100 * within:.0f} of 100 lie within 20\u00a0% of it."
         tiles.append(Tile("Within 20\u00a0%", f"{100 * within:.0f}\u00a0%", "of predictions, of the true value"))
@@ -135,7 +141,7 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
     if result.get("roc"):
         pairs.append(_histogram(study, name, result))
     if "mean_absolute_error" in result:
-        pairs.append((None, _errors(study, result)))
+        pairs.append((None, _errors(study, name, result)))
     rest = scalars(result, skip={"auc", "unit", "mean_absolute_error", "root_mean_squared_error", "within_20_percent"})
     if rest is not None:
         pairs.append((None, rest))
@@ -224,13 +230,13 @@ def _sizes(study: Study, name: str, result: Result) -> tuple[float, float] | Non
     return people * (1 - cases), people * cases
 
 
-def _errors(study: Study, result: Result) -> Table:
+def _errors(study: Study, name: str, result: Result) -> Table:
     unit = result.get("unit") or "outcome's unit"
     rows = [
         (f"Mean absolute error ({unit})", digits(result["mean_absolute_error"])),
         (f"Root mean squared error ({unit})", digits(result["root_mean_squared_error"])),
         ("Predictions within 20\u00a0% of the truth", percent(result["within_20_percent"], 1)),
     ]
-    bounds = [str(p.error_bound) for p in study.analyses if p.kind == "evaluation"]
-    note = f"One prediction counts as at most {bounds[0]} {unit} wrong, a public bound." if bounds else ""
+    bound = getattr(study.analysis(name), "error_bound", None)
+    note = f"One prediction counts as at most {bound} {unit} wrong, a public bound." if bound is not None else ""
     return Table("Errors on the outcome's own scale", ("Measure", "Value"), tuple(rows), note)

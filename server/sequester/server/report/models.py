@@ -44,7 +44,8 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
         [row["high"] for row in drawn] if honest else None,
     )
     first = f"The {len(drawn)} largest of {len(rows)} weights" if len(drawn) < len(rows) else "All weights"
-    caption = f"{first}, for one standard deviation of the feature" + (", with 95\u00a0% intervals." if honest else ".")
+    caption = f"{first} on the standardised scale" + (", with 95\u00a0% intervals." if honest else ".")
+    caption += " One unit is a variant's standard deviation at its public frequency, or a column's public scale."
     more = scalars(_counted(study, result), skip={"intercept", "intercept_raw", "intercept_se"})
     pairs: list[tuple[Figure | None, Table | None]] = [
         (Figure(svg, caption, True), _weights(study, name, rows, result, honest))
@@ -57,7 +58,7 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
 def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, honest: bool) -> Table:
     features = {feature.name: feature for feature in study.features()}
     logistic = getattr(study.analysis(name), "family", "") == "logistic"
-    head = ["Feature", "Kind", "For one SD", *(["95\u00a0% interval", "p"] if honest else []), "Per unit"]
+    head = ["Feature", "Kind", "Standardised", *(["95\u00a0% interval", "p"] if honest else []), "Per unit"]
     head += ["Odds ratio per unit"] if logistic else []
     body = []
     for row in rows[:MOST_WEIGHTS]:

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from sequester.protocols import privacy
+from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import StudyError
 from sequester.protocols.signing import spoken
 from sequester.protocols.study import Study
@@ -150,7 +151,7 @@ def _notices(
             (
                 "Exact analyses",
                 f"{', '.join(statement['exact'])}: the opened sums are not protected by differential privacy. No epsilon "
-                f"for the life of these data can be stated any more{alone}.",
+                f"for the life of these data can be stated any more{alone}.{_iterative(study)}",
             )
         )
     loose = [site for site, receipt in sorted(receipts.items()) if receipt.allow_unisolated]
@@ -173,6 +174,14 @@ def _notices(
         )
     rows += [("Groups", sentence) for sentence in found.warnings]
     return rows
+
+
+def _iterative(study: Study) -> str:
+    """The sentence about exact analyses that depend on what the exchange broadcast (spec/genomics.md, two modes)."""
+    names = [p.name for p in study.analyses if p.mode == "exact" and analysis_of(p).is_iterative(p, study)]
+    if not names:
+        return ""
+    return f" {', '.join(names)} trusted the exchange to broadcast honestly: a dishonest exchange can read single patients."
 
 
 # ---- the certificate ------------------------------------------------------------------------------------------------

@@ -63,7 +63,11 @@ def score_histogram(
         _percent(axes, "y")
 
     return _svg(
-        "histogram", draw, (7.4, 2.9), "Score by outcome", "Share of controls and cases in each band of the score."
+        f"histogram-{name}",
+        draw,
+        (7.4, 2.9),
+        "Score by outcome",
+        "Share of controls and cases in each band of the score.",
     )
 
 
@@ -88,12 +92,12 @@ def forest(
     lows: Sequence[float] | None,
     highs: Sequence[float] | None,
 ) -> str:
-    """Weights for one standard deviation of each feature, intervals only where they are given."""
+    """Weights on the standardised scale, intervals only where they are given."""
 
     def draw(axes: Any) -> None:
         _intervals(axes, labels, values, lows, highs)
         axes.axvline(0, color=MUTED, linewidth=1)
-        axes.set(xlabel="Weight for one standard deviation")
+        axes.set(xlabel="Standardised weight")
 
     said = "with 95 % intervals" if lows is not None else "without intervals"
     words = f"The weights of {len(labels)} features, {said}."

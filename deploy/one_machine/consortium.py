@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 
-from loopback.processes import Failed, Processes, Running, python
+from one_machine.processes import Failed, Processes, Running, python
 
 Value = TypeVar("Value")
 Say = Callable[[str], None]
@@ -246,7 +246,7 @@ class Consortium:
         """Check, plan, sign and publish a study."""
         bundle = self.folder / "sequester.fab"
         if not bundle.exists():
-            self.coordinate("bundle", str(bundle))
+            self.processes.run("coordinator-bundle", python("-m", SERVER, "bundle", str(bundle)))
         signed = path.with_suffix(".json")
         said = self.coordinate("study", "sign", str(path), "--bundle", str(bundle), "--output", str(signed))
         found = _SIGNED.search(said)
@@ -278,9 +278,14 @@ class Consortium:
             self.coordinate("study", "start", study.digest, "--wait", timeout_s=STUDY_S, show=True)
         except Failed as error:
             raise Failed(f"the study did not end well: {error.message}", self.exchange.log) from None
-        self.coordinate("study", "results", study.digest, "--out", str(out))
+        self.coordinate("study", "results", study.digest, "--out", str(out), "--overwrite")
         results: dict[str, Any] = json.loads((out / "results.json").read_text("utf-8"))
         return results
+
+    def stop_sites(self) -> None:
+        """Stop every hospital; what its Flower connection carried is in its ledger then."""
+        gates, self.gates = self.gates, {}
+        self.each(lambda name: self.processes.stop(gates[name]), list(gates))
 
     def status(self, digest: str) -> dict[str, Any]:
         """`study status --json`."""
@@ -290,6 +295,18 @@ class Consortium:
     def ledgers(self) -> dict[str, dict[str, Any]]:
         """`ledger --json` of every hospital: balance and rows."""
         return self.each(lambda name: json.loads(self.hospital(name, "ledger", "--json")))
+
+    def audits(self) -> dict[str, str]:
+        """What `audit verify` says of every hospital's ledger; one that is not whole is `Failed`."""
+        return self.each(lambda name: self.hospital(name, "audit", "verify").strip())
+
+    def receipt(self, site: str, digest: str) -> dict[str, Any]:
+        """The body of a hospital's own copy of its receipt."""
+        path = self.home(site) / "consortia" / self.name / "receipts" / f"{digest}.json"
+        if not path.exists():
+            raise Failed(f"{site} has no receipt of study {digest[:12]}", self.processes.logs / f"{site}-gate.log")
+        body: dict[str, Any] = json.loads(path.read_bytes())["body"]
+        return body
 
     def cohort(self, site: str, digest: str) -> Path:
         """A hospital's frozen cohort: for comparisons with what nobody could compute outside one machine."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from loopback.memory import Watch
+from one_machine.memory import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL_LINES = 15

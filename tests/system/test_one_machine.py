@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loopback.consortium import Site
-from loopback.memory import kind_of
-from loopback.processes import Failed, Processes, environment, python
+from one_machine.consortium import Site
+from one_machine.memory import kind_of
+from one_machine.processes import Failed, Processes, environment, python
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 SLEEPS = "import time; time.sleep(60)"
@@ -70,7 +70,7 @@ def test_what_it_started_ends_when_this_program_is_killed(tmp_path: Path) -> Non
     program = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2] / "deploy")!r})
 from pathlib import Path
-from loopback.processes import Processes, python
+from one_machine.processes import Processes, python
 import time
 with Processes(Path({str(tmp_path / "log")!r})) as processes:
     print(processes.start("one", "sleeper", python("-c", "import time; time.sleep(60)")).pid, flush=True)

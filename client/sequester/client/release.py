@@ -1,0 +1,295 @@
+"""The release gate: evidence that this installation keeps a study's promise, before its model may be exported.
+
+Four checks on simulated cohorts through the code that hospitals run (contribution, noise share, quantising, sum, step),
+none of which reads a patient or costs budget: what one patient can change; the moments of the noise share; the noise on
+padding; and canaries, whose presence is guessed from the opened sums and the finished model, against the claimed epsilon.
+What may be published of it is pass or fail (spec/privacy.md, sections 1 and 8).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sequester.client.compute.training.gradient import clipped_sum
+from sequester.client.gate.contribution import moved_words, noise_share, noised_sum, ring_vector
+from sequester.protocols import noise, privacy
+from sequester.protocols.accounting import epsilon_pld
+from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Sums
+from sequester.protocols.analyses.cohort import Block, Cohort, Part
+from sequester.protocols.analyses.glm import GlmPlan
+from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.analyses.training import TrainingPlan, bounded, local_round, network_score, records, scales
+from sequester.protocols.errors import StudyError
+from sequester.protocols.evidence import Measured, check_moments, check_padding, gdp_auc_bound, one_run_bound
+from sequester.protocols.study import CohortRule, Study, Variant
+
+Vector = NDArray[np.float64]
+Share = Callable[[Study, Plan, int, int], NDArray[np.int64] | None]
+
+OWN_COLUMN, GENOTYPE = 0.95, 0.3  # of a canary's record: its own unused column, and its share of an ordinary genotype
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is simulated: patients, ordinary columns, canaries of each kind, runs, neighbour pairs, noise draws."""
+
+    patients: int
+    width: int
+    own: int
+    dirac: int
+    runs: int
+    neighbours: int
+    draws: int
+
+
+FULL = Size(patients=2000, width=1000, own=600, dirac=1000, runs=5, neighbours=200, draws=2_000_000)
+SHORT = Size(patients=500, width=100, own=600, dirac=300, runs=3, neighbours=40, draws=500_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`checks` in the order they ran; `passed` is what may leave the hospital."""
+
+    analysis: str
+    claim: float
+    checks: tuple[Measured, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def json(self) -> dict[str, Any]:
+        """The verdict with its figures, for the hospital's own file."""
+        rows = [
+            {"check": c.name, "passed": c.passed, "figures": c.figures, "sentence": c.sentence} for c in self.checks
+        ]
+        return {"analysis": self.analysis, "claim": self.claim, "passed": self.passed, "checks": rows}
+
+
+def release_gate(study: Study, size: Size = FULL, share: Share = noise_share, seed: int = 0) -> tuple[Verdict, ...]:
+    """One verdict for each private model of a calibrated study. `share` is the gate's own noise unless it is on trial.
+
+    `seed` decides the simulated patients and canaries, never the noise.
+    """
+    models = [plan for plan in study.analyses if plan.mode == "private" and _is_model(plan)]
+    return tuple(_verdict(study, plan, size, share, np.random.default_rng([seed, i])) for i, plan in enumerate(models))
+
+
+def claimed_epsilon(study: Study, plan: Plan) -> float:
+    """epsilon by PLD of the plan's own rounds, spare attempts left out: the least that may be claimed for its model."""
+    (event,) = (e for e in privacy.events(study) if e.analysis == plan.name)
+    return epsilon_pld([replace(event, count=privacy.rounds(study, plan))], float(study.privacy.delta))
+
+
+def _is_model(plan: Plan) -> bool:
+    return isinstance(plan, TrainingPlan) or (isinstance(plan, GlmPlan) and plan.solver == "gradient")
+
+
+def _verdict(study: Study, plan: Plan, size: Size, share: Share, rng: np.random.Generator) -> Verdict:
+    layout = privacy.layout(study, plan, 0)
+    claim = claimed_epsilon(study, plan)
+    sigma = privacy.sigma_int(study, plan, layout)
+    draws = noise.discrete_gaussian(sigma, size.draws, noise.aes_stream(os.urandom(32), os.urandom(16)))
+    runs = [canary_run(study, plan, size, share, rng) for _ in range(size.runs)]
+    padding = check_padding([p for run in runs for p in run.padding], privacy.padding_sd(study, plan, len(study.sites)))
+    checks = (sensitivity(study, plan, size.neighbours, rng), check_moments(draws, sigma), padding)
+    return Verdict(plan.name, claim, (*checks, *audit(runs, claim, float(study.privacy.delta))))
+
+
+# ---- what one patient changes ---------------------------------------------------------------------------------------
+
+
+def sensitivity(study: Study, plan: Plan, pairs: int, rng: np.random.Generator) -> Measured:
+    """Neighbouring simulated cohorts, ordinary and extreme: the integers of the contribution move by at most C_int."""
+    analysis, layout, codec = analysis_of(plan), privacy.layout(study, plan, 0), privacy.codec(study)
+    first = analysis.start(plan, study, {}).broadcast
+    p, bound, worst = len(study.features()), privacy.clip_int(study, plan, layout), 0.0
+    if isinstance(plan, TrainingPlan) and plan.rate < 1:
+        plan = plan.model_copy(update={"rate": Decimal(1)})  # the same patients on both sides of the pair
+    for i in range(pairs):
+        n = int(rng.integers(1, 400))
+        x, y = rng.standard_normal((n, p)), (rng.random(n) < 0.3).astype(np.float64)
+        odd = (0, n // 2, n - 1)[i % 3]
+        x[odd] *= (1.0, 1e4, 1e25, 0.0)[i % 4]
+        y[odd] = (1.0, 1e6)[i % 2]
+        at = {k: w + (0.0, 1.0, 1e6)[i % 3] * rng.standard_normal(w.shape) for k, w in first.items()}
+        rows = np.arange(n) != odd
+        pair = [
+            codec.encode(layout.flatten(analysis.contribution(plan, study, _cohort(study, a, b), at, 0)))
+            for a, b in ((x, y), (x[rows], y[rows]))
+        ]
+        worst = max(worst, float(np.linalg.norm((pair[0] - pair[1]).astype(np.float64))))
+    return Measured(
+        "sensitivity", worst <= bound, {"worst": worst, "bound": bound, "pairs": pairs},
+        f"one patient moved the integers by at most {worst:.0f} of {bound} allowed, over {pairs} pairs",
+    )  # fmt: skip
+
+
+# ---- canaries -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One simulated training: scores of both kinds of canary, which were in, and the padding of every opened sum."""
+
+    own: Vector
+    own_in: NDArray[np.bool_]
+    dirac: Vector
+    dirac_in: NDArray[np.bool_]
+    padding: tuple[Vector, ...]
+
+
+def audit(runs: list[Run], claim: float, delta: float) -> tuple[Measured, Measured]:
+    """Medians of the lower bounds against the claim: the model with own-column canaries, the sums with Dirac canaries."""
+    model = [max(one_run_bound(r.own, r.own_in, delta), gdp_auc_bound(r.own, r.own_in, delta)) for r in runs]
+    sums = [one_run_bound(r.dirac, r.dirac_in, delta) for r in runs]
+    found = []
+    for name, bounds, what in (("canaries", model, "the model"), ("white_box", sums, "the opened sums")):
+        median = float(np.median(bounds))
+        sentence = f"epsilon of {what} is at least {median:.2f} (median of {len(runs)} runs), claimed {claim:.2f}"
+        found.append(Measured(name, median <= claim, {"bounds": bounds, "median": median, "claim": claim}, sentence))
+    return found[0], found[1]
+
+
+def canary_run(study: Study, plan: Plan, size: Size, share: Share, rng: np.random.Generator) -> Run:
+    """Train the plan's model on simulated patients with canaries, each in with probability 1/2, and score them all."""
+    of, plan = _audit_study(study, plan, size.width + size.own + size.dirac)
+    width, scale = size.width, _scales(plan, of)
+    x, y = _patients(rng, size.patients, size.width)
+    people = np.column_stack([x, np.zeros((len(x), size.own + size.dirac))])
+    canaries = np.zeros((size.own + size.dirac, people.shape[1]))
+    canaries[: size.own, :width] = GENOTYPE * _patients(rng, size.own, width)[0]
+    own = np.arange(len(canaries))
+    canaries[own, width + own] = np.where(own < size.own, OWN_COLUMN, 1.0) / scale[width:]
+    label = rng.integers(0, 2, len(canaries)).astype(np.float64)
+    # a canary of the rarer outcome is clipped at C, as much as a patient can weigh
+    label[size.own :] = 1.0 if _prevalence(plan) <= 0.5 else 0.0
+    is_in = rng.random(len(canaries)) < 0.5
+    rows, outcome = np.vstack([people, canaries[is_in]]), np.append(y, label[is_in])
+    where = rng.integers(0, len(of.sites), len(rows))
+    cohorts = [_cohort(of, rows[where == site], outcome[where == site]) for site in range(len(of.sites))]
+    finished, opened, padding = _train(of, plan, cohorts, share)
+    towards = np.where(label > 0.5, 1.0, -1.0)
+    without = canaries.copy()
+    without[own, width + own] = 0.0
+    moved = (_logit(plan, of, finished, canaries) - _logit(plan, of, finished, without)) * towards
+    seen = -opened[width:] * towards
+    k = size.own
+    return Run(moved[:k], is_in[:k], seen[k:], is_in[k:], tuple(padding))
+
+
+def _train(of: Study, plan: Plan, cohorts: list[Cohort], share: Share) -> tuple[Finished, Vector, list[Vector]]:
+    """The plan's rounds through the gate's own path: the model, each column's sum over the rounds, the padding."""
+    analysis, codec = analysis_of(plan), privacy.codec(of)
+    following, padding = analysis.start(plan, of, {}), []
+    columns = np.zeros(len(of.variants))
+    for step in range(privacy.rounds(of, plan)):
+        layout = privacy.layout(of, plan, step)
+        words = [_words(of, plan, layout, cohort, following.broadcast, step, share) for cohort in cohorts]
+        total = words[0].copy()
+        for other in words[1:]:
+            total += other  # wraps in the ring, as masked sums do
+        opened = codec.decode(codec.from_sum(total, layout.length))
+        padding.append(opened[layout.coordinates :])
+        sums = layout.split(opened)
+        columns += _columns(plan, sums, len(columns))
+        outcome = analysis.combine(plan, of, following.state, sums, step)
+        if isinstance(outcome, Finished):
+            return outcome, columns, padding
+        following = outcome
+    raise AssertionError("a model ends with its last round")
+
+
+def _words(
+    of: Study, plan: Plan, layout: Layout, cohort: Cohort, broadcast: Broadcast, step: int, share: Share
+) -> NDArray[Any]:
+    analysis, adders = analysis_of(plan), privacy.noise_adders(of)
+    if not isinstance(plan, TrainingPlan) or plan.local_steps == 1:
+        sums = analysis.contribution(plan, of, cohort, broadcast, step)
+        return ring_vector(of, plan, layout, sums, share(of, plan, step, adders))
+    walk = local_round(plan, of, layout, broadcast)
+    weights = next(walk)
+    while True:
+        sums = analysis.contribution(plan, of, cohort, weights, step)
+        try:
+            weights = walk.send(noised_sum(of, plan, layout, sums, share(of, plan, step, adders)))
+        except StopIteration as over:
+            return moved_words(of, plan, layout, over.value)
+
+
+def _columns(plan: Plan, sums: Sums, features: int) -> Vector:
+    """What an opened sum says about each column: its gradient, or the strongest one of a network's units."""
+    if not isinstance(plan, TrainingPlan):
+        return sums["gradient"]
+    if not plan.hidden:
+        sign = -1.0 if plan.local_steps > 1 else 1.0  # a move goes against the gradient
+        return sign * sums["head.weight"][0, :features]
+    units = sums["hidden.weight"]  # (units, features): the sign of a unit's weight is not known to a canary
+    strength: Vector = np.sign(units.sum(axis=0)) * np.sqrt((units**2).sum(axis=0))
+    return strength
+
+
+def _logit(plan: Plan, of: Study, finished: Finished, x: Vector) -> Vector:
+    if isinstance(plan, TrainingPlan) and plan.hidden:
+        return network_score(bounded(finished.state), records(plan, of, x))
+    return np.asarray(x @ finished.state["w"], dtype=np.float64)
+
+
+def _prevalence(plan: Plan) -> float:
+    return float(plan.prevalence) if isinstance(plan, TrainingPlan | GlmPlan) else 0.5
+
+
+def _scales(plan: Plan, of: Study) -> Vector:
+    if isinstance(plan, TrainingPlan):
+        return scales(plan, of)
+    p = len(of.variants)
+    return np.full(p, p**-0.5 if isinstance(plan, GlmPlan) and plan.over_sqrt_p else 1.0)
+
+
+def _audit_study(study: Study, plan: Plan, columns: int) -> tuple[Study, Plan]:
+    """The same sites, privacy and plan over so many made-up variants; it is run here and never signed."""
+    if not _is_model(plan):
+        raise StudyError(f"analysis {plan.name} trains no model", hint="name a private glm or training analysis")
+    variants = tuple(
+        Variant(id=f"v{j}", chromosome="1", position=1 + j, effect="A", other="G", frequency=Decimal("0.3"))
+        for j in range(columns)
+    )
+    plan = plan.model_copy(update={"part": "all", **({"features": "all"} if isinstance(plan, GlmPlan) else {})})
+    of = study.model_copy(
+        update={"variants": variants, "covariates": (), "scores": (), "cohort": CohortRule(), "analyses": (plan,)}
+    )
+    return of, plan
+
+
+def _patients(rng: np.random.Generator, n: int, p: int) -> tuple[Vector, Vector]:
+    """Standardised dosages of independent variants and an outcome of which a hundredth of them know something."""
+    frequency = rng.uniform(0.05, 0.5, p)
+    x = (rng.binomial(2, frequency, (n, p)) - 2 * frequency) / np.sqrt(2 * frequency * (1 - frequency))
+    effect = np.where(np.arange(p) < max(1, p // 100), 1.0, 0.0)
+    liability = x @ effect / np.sqrt(max(effect.sum(), 1.0)) + rng.standard_normal(n)
+    return x, (liability > 0.8).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    study: Study
+    x: Vector
+    y: Vector
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        zeros = np.zeros(len(self.y), dtype=np.int64)
+        yield Block(self.x, self.y, zeros, zeros)
+
+    def gradient(self, plan: TrainingPlan, weights: Mapping[str, Vector]) -> dict[str, Vector]:
+        return clipped_sum(plan, self.study, self.blocks(plan.part), weights, os.urandom)
+
+
+def _cohort(study: Study, x: Vector, y: Vector) -> Cohort:
+    return cast(Cohort, _Rows(study, x, y))  # models read blocks and gradients, and nothing else of a cohort
