@@ -308,3 +308,25 @@ def test_results_of_another_study_are_refused(private: Any) -> None:
     study, results, _ = private
     with pytest.raises(StudyError, match="these results are of study"):
         report_html(study, results | {"study": "0" * 64}, {})
+
+
+def test_every_kind_of_analysis_has_words_and_a_place_on_the_page() -> None:
+    # a result this page knows nothing of is printed by its single figures, never left out and never a crash
+    study = reported.private_study(
+        analyses=[{"kind": "survival", "name": "time_model", "mode": "exact", "model": "cox"}],
+        phenotype={"name": "months", "kind": "time", "unit": "months", "lower": "0", "upper": "120", "event": "death"},
+        aggregation={"mode": "strict", "ring_bits": 64, "fraction_bits": 28},
+    )
+    rows = [
+        {"name": f.name, "kind": f.kind, "standardised": 0.2, "per_unit": 0.5, "se": 0.1, "p": 0.0455, "low": 0.004,
+         "high": 0.396}
+        for f in study.features()
+    ]  # fmt: skip
+    result = {"weights": rows, "intercept": 0.0, "intercept_raw": 0.0, "concordance": 0.7123}
+    page = _with(study, reported.results(study, {"time_model": Finished({}, {})}), "time_model", result)
+    assert "Hazard ratio per unit" in _table(page, "Weights") and "1.65" in _table(page, "Weights")
+    assert "0.7123" in page.decode() and Page(page).faults == []
+    page = _with(
+        study, reported.results(study, {"time_model": Finished({}, {})}), "time_model", {"steps": [1], "x": 2.5}
+    )
+    assert "In full in results.json: steps" in Page(page).words and "2.5" in page.decode()

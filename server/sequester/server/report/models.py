@@ -22,11 +22,12 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
     rows = sorted(result["weights"], key=lambda row: -abs(row["standardised"]))
     honest = mode == "exact" and any("low" in row for row in rows)
     words = [sentence(prs_rs.method(study, name))]
-    words.append(
-        "Intervals are 95\u00a0%, from the information of the pooled fit."
-        if honest
-        else "No intervals or tests on weights: none under noise has a verified coverage."
-    )
+    if honest:
+        words.append("Intervals are 95\u00a0%, from the information of the pooled fit.")
+    elif mode == "exact":
+        words.append("No intervals: the fit gave none.")
+    else:
+        words.append("No intervals or tests on weights: none under noise has a verified coverage.")
     if result.get("converged") is False:
         words.append("The fit did not converge in its rounds: read the weights with care.")
     if result.get("separated"):
@@ -57,9 +58,11 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
 
 def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, honest: bool) -> Table:
     features = {feature.name: feature for feature in study.features()}
-    logistic = getattr(study.analysis(name), "family", "") == "logistic"
+    plan = study.analysis(name)
+    ratio = "Odds ratio per unit" if getattr(plan, "family", "") == "logistic" else ""
+    ratio = "Hazard ratio per unit" if plan.kind == "survival" else ratio
     head = ["Feature", "Kind", "Standardised", *(["95\u00a0% interval", "p"] if honest else []), "Per unit"]
-    head += ["Odds ratio per unit"] if logistic else []
+    head += [ratio] if ratio else []
     body = []
     for row in rows[:MOST_WEIGHTS]:
         cells = [row["name"], _per(row, features.get(row["name"])), digits(row["standardised"])]
@@ -68,7 +71,7 @@ def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, ho
         elif honest:
             cells += [f"not estimated: {row.get('not_estimated', 'no reason given')}", "—"]
         cells.append(digits(row["per_unit"]))
-        if logistic:
+        if ratio:
             cells.append(_ratio(row["per_unit"]))
         body.append(tuple(cells))
     note = f"Intercept {digits(result['intercept_raw'])} on raw features, {digits(result['intercept'])} on standardised ones."
@@ -123,12 +126,12 @@ def other(study: Study, name: str, result: Result) -> Part:
         {"variants", "passing", "failed"}
         if "passing" in result
         else {"cells", "margins", "axes"}
-        if "axes" in result
+        if "cells" in result
         else set()
     )
     if "passing" in result:
         pairs.append((None, _quality(result)))
-    if "axes" in result:
+    if "cells" in result:
         pairs.append((None, _grid(result)))
     if "suppressed" in result:
         words.append(sentence(withheld(result)))

@@ -61,6 +61,8 @@ def column_words(column: Column) -> str:
     match column.kind:
         case "quantitative":
             how = f"{column.name}{unit}, clamped to {column.lower} to {column.upper}"
+        case "time":
+            how = f"time to {column.event or column.name}{unit}"
         case "binary":
             how = f"{column.name}, yes or no"
         case "category":

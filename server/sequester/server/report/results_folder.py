@@ -80,7 +80,7 @@ def write(
 def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict[str, bytes]:
     """File name -> scoring file of each model on the study's variants; the name carries the analysis where there are more."""
     found: dict[str, bytes] = {}
-    models = [p for p in study.analyses if p.kind in ("glm", "linear") and p.name in results["analyses"]]
+    models = [p for p in study.analyses if "weights" in results["analyses"][p.name]["result"]]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", study.lineage).strip(".-") or "study"
     promise = privacy.promise(study)  # from the signed study: results.json is the exchange's word
     for plan in models:

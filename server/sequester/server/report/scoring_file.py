@@ -22,6 +22,7 @@ def scoring_file(study: Study, digest: str, weights: Mapping[str, float], epsilo
     """
     if not study.variants:
         return None
+    scale = {"binary": "log(OR)", "time": "log(HR)"}.get(study.phenotype.kind, "beta")
     title = study.title.get("en") or next(iter(study.title.values()))
     head = [
         "###PGS CATALOG SCORING FILE - see https://www.pgscatalog.org/downloads/#dl_ftp_scoring for additional information",
@@ -34,7 +35,7 @@ def scoring_file(study: Study, digest: str, weights: Mapping[str, float], epsilo
         "#trait_efo=NR",
         f"#genome_build={study.genome_build}",
         f"#variants_number={len(study.variants)}",
-        f"#weight_type={'log(OR)' if study.phenotype.kind == 'binary' else 'beta'}",
+        f"#weight_type={scale}",
         "##SOURCE INFORMATION",
         "#pgp_id=NR",
         f"#citation=Sequester study {digest}",
