@@ -85,14 +85,15 @@ def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, ho
 def _counted(study: Study, result: Result) -> dict[str, object]:
     """The result with counts below the floor withheld, and the total too where it would give the controls away."""
     found = dict(result)
-    floor, n, cases = study.publication_floor, found.get("n"), found.get("cases")
+    total = "n" if "n" in found else "people"
+    floor, n, cases = study.publication_floor, found.get(total), found.get("cases")
     if isinstance(n, int) and isinstance(cases, int):
         if cases < floor:
             found["cases"] = f"<{floor}"
         elif n - cases < floor:
-            found["n"] = found["cases"] = f"withheld: <{floor} controls"
+            found[total] = found["cases"] = f"withheld: <{floor} controls"
     elif isinstance(n, int) and n < floor:
-        found["n"] = f"<{floor}"
+        found[total] = f"<{floor}"
     return found
 
 
@@ -135,7 +136,7 @@ def other(study: Study, name: str, result: Result) -> Part:
         pairs.append((None, _grid(result)))
     if "suppressed" in result:
         words.append(sentence(withheld(result)))
-    if (table := scalars(result, skip=shown | {"suppressed"})) is not None:
+    if (table := scalars(_counted(study, result), skip=shown | {"suppressed"})) is not None:
         pairs.append((None, table))
     long = [k for k, v in result.items() if k not in shown and isinstance(v, list | dict) and "value" not in v]
     if long:
