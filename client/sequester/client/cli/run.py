@@ -25,14 +25,19 @@ def register(app: typer.Typer) -> None:
     app.command("answer")(answer)
 
 
-def run(home: HomeOption = None) -> None:
+def run(
+    units: Annotated[
+        bool, typer.Option("--units", help="SuperNode and executor run as units of their own (deploy/systemd).")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
     """Run this site: gate, SuperNode and executor, until SIGTERM. Log lines are JSON on standard error.
 
     The gate takes up studies that were under way, waits for new ones that you approved, and refuses all others.
     """
     from sequester.client.gate.serve import serve
 
-    asyncio.run(serve(home_of(home)))
+    asyncio.run(serve(home_of(home), units))
 
 
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:

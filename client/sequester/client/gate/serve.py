@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from sequester.client.gate.flower.door import serve_door
 from sequester.client.gate.flower.forwarder import serve_forwarder
 from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
+from sequester.client.gate.units import free_port, meeting
 from sequester.protocols.errors import SequesterError, SiteError
 
 log = logging.getLogger("sequester.gate")
@@ -59,8 +59,8 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-async def serve(home: Home) -> None:
-    """Run the site until SIGTERM or SIGINT."""
+async def serve(home: Home, units: bool = False) -> None:
+    """Run the site until SIGTERM or SIGINT. With `units` SuperNode and executor are somebody else's to start (`units.py`)."""
     log_to_stderr()
     config = home.config()
     names = home.consortia()
@@ -70,7 +70,7 @@ async def serve(home: Home) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     ledger = Ledger(home.dataset(config.data.id))
-    branches = [Branch(home, name, config, ledger) for name in names]
+    branches = [Branch(home, name, config, ledger, units) for name in names]
     try:
         desk = await control.serve(home.run / "gate.sock", Desk(branches).answer)
         for branch in branches:
@@ -136,8 +136,9 @@ class Child:
 class Branch:
     """Everything that runs for one consortium: its sessions, its door, its forwarder, its two Flower processes."""
 
-    def __init__(self, home: Home, name: str, config: SiteConfig, ledger: Ledger) -> None:
+    def __init__(self, home: Home, name: str, config: SiteConfig, ledger: Ledger, units: bool = False) -> None:
         self.name = name
+        self._units = units
         self.consortium = Consortium(home, name, config, ledger)
         self._home = home
         self._https_proxy = config.network.https_proxy
@@ -151,9 +152,13 @@ class Branch:
         place = tls.membership(self._home.consortium(self.name))
         door = self._home.run / f"{self.name}.door"
         self._servers.append(await serve_door(door, self.consortium))
-        forwarder, port = await serve_forwarder(place.host, place.superlink_port, self._https_proxy, self._carried)
+        kept = meeting(self._home.run / f"{self.name}.env") if self._units else None
+        forwarder, port = await serve_forwarder(
+            place.host, place.superlink_port, self._https_proxy, self._carried, kept.forwarder_port if kept else 0
+        )
         self._servers.append(forwarder)
-        self._children = self._flower(port, door)
+        if kept is None:
+            self._children = self._flower(port, door)
         await self.consortium.resume()
 
     async def look_after(self) -> None:
@@ -189,7 +194,7 @@ class Branch:
     def _flower(self, forwarder_port: int, door: Path) -> list[Child]:
         folder = self._home.consortium(self.name)
         secret = folder / "superexec.secret"
-        port = _free_port()
+        port = free_port()
         python = [sys.executable, "-m"]
         supernode = [
             *python, "sequester.client.gate.flower.supernode", "--superlink", f"127.0.0.1:{forwarder_port}",
@@ -254,9 +259,3 @@ class Desk:
                 hint="`sequester-client status` lists them; give at least four letters",
             )
         return found[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

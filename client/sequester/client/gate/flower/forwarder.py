@@ -24,8 +24,10 @@ _APPLICATION_DATA = 23  # the TLS record type that a client sends once it has ac
 OnClosed = Callable[[int, int], None]
 
 
-async def serve_forwarder(host: str, port: int, https_proxy: str, on_closed: OnClosed) -> tuple[asyncio.Server, int]:
-    """A listening forwarder and its port on 127.0.0.1.
+async def serve_forwarder(
+    host: str, port: int, https_proxy: str, on_closed: OnClosed, own_port: int = 0
+) -> tuple[asyncio.Server, int]:
+    """A listening forwarder and its port on 127.0.0.1: `own_port`, or a free one.
 
     `on_closed` gets the bytes that left and the bytes that came since it was last told: when a connection ends, and
     every half minute of one that lives on, for a SuperNode may keep one open for days.
@@ -60,7 +62,7 @@ async def serve_forwarder(host: str, port: int, https_proxy: str, on_closed: OnC
             writer.close()
             on_closed(up.taken(), down.taken())
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", own_port)
     return server, int(server.sockets[0].getsockname()[1])
 
 
