@@ -19,7 +19,7 @@ from sequester.protocols.errors import PeerError
 Arrays = Mapping[str, NDArray[Any]]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"f8": np.dtype("<f8"), "i8": np.dtype("<i8"), "u1": np.dtype("u1")}
-_MAX_NAME, _MAX_DIMS = 64, 4
+_MAX_NAME, _MAX_DIMS, _MAX_SPAN = 64, 4, 2**48
 
 
 def encode(arrays: Arrays) -> bytes:
@@ -66,9 +66,11 @@ def decode(data: bytes | memoryview) -> dict[str, NDArray[Any]]:
         if dtype is None or dims > _MAX_DIMS:
             raise PeerError("named arrays: unknown dtype or too many dimensions")
         shape = struct.unpack(f">{dims}Q", take(8 * dims))
-        size = dtype.itemsize
+        size, span = dtype.itemsize, dtype.itemsize
         for dim in shape:
-            size *= dim
+            size, span = size * dim, span * max(dim, 1)
+        if span > _MAX_SPAN:  # no bytes at all may still claim a shape that cannot be
+            raise PeerError(f"named arrays: a shape of {span} bytes, were it not empty")
         arrays[name] = np.frombuffer(take(size), dtype=dtype).reshape(shape)
     if at != len(view):
         raise PeerError(f"named arrays: {len(view) - at} bytes too many")

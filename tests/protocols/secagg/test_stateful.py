@@ -405,6 +405,12 @@ class MaliciousExchange(RuleBasedStateMachine):
             found[ctx] = tuple({m.index: m for m in (*given, *forged) if m.ctx == ctx}.values())
         return found
 
+    def whole_round(self, data: st.DataObject) -> None:
+        self.start_round(data)
+        for i in self.starts[-1].active:
+            self.a.tell(i, self.starts[-1])
+        self.open_in_full(data)
+
     def deliver_start(self, data: st.DataObject) -> None:
         self.a.tell(self._site(data), self._start(data))
 
@@ -451,7 +457,9 @@ class MaliciousExchange(RuleBasedStateMachine):
         acks = self.a.acks(self.a.ctx(start), version, survivors, survivors)
         wanted = self._some(data, survivors, "wanted") if survivors else ()
         shown = start if data.draw(st.booleans(), "with the start") else None
-        for i in self._some(data, [i for i in range(self.a.n) if i not in survivors] or range(self.a.n), "asked"):
+        outside = [i for i in range(self.a.n) if i not in survivors]
+        asked = outside if outside and data.draw(st.booleans(), "outside only") else range(self.a.n)
+        for i in self._some(data, asked, "asked"):
             self.a.ask_seeds(i, self.a.ctx(start), version, survivors, acks, wanted, shown)
 
     def cancel(self, data: st.DataObject) -> None:
@@ -540,7 +548,7 @@ class MaliciousExchange(RuleBasedStateMachine):
         self.start_round(data)
 
     EVENTS = weighted(
-        start_round=3, deliver_start=2, propose=5, agree_and_open=6, open_in_full=5, open_a_part=5, ask_seeds=5,
+        start_round=3, whole_round=3, deliver_start=2, propose=5, agree_and_open=6, open_in_full=5, open_a_part=5, ask_seeds=5,
         cancel=2, replay_at_any_site=3, crash=2, restore_an_old_disk=3, look=1, answer=2, slow=1, compute=2, withdraw=1,
         new_epoch=1,
     )  # fmt: skip
