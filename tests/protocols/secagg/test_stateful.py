@@ -548,9 +548,9 @@ class MaliciousExchange(RuleBasedStateMachine):
         self.start_round(data)
 
     EVENTS = weighted(
-        start_round=3, whole_round=3, deliver_start=2, propose=5, agree_and_open=6, open_in_full=5, open_a_part=5, ask_seeds=5,
-        cancel=2, replay_at_any_site=3, crash=2, restore_an_old_disk=3, look=1, answer=2, slow=1, compute=2, withdraw=1,
-        new_epoch=1,
+        start_round=3, whole_round=3, deliver_start=2, propose=5, agree_and_open=6, open_in_full=5, open_a_part=5,
+        ask_seeds=5, cancel=2, replay_at_any_site=3, crash=2, restore_an_old_disk=3, look=1, answer=2, slow=1, compute=2,
+        withdraw=1, new_epoch=1,
     )  # fmt: skip
 
     @rule(data=st.data(), event=st.sampled_from(EVENTS))
