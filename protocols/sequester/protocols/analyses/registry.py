@@ -13,6 +13,8 @@ from sequester.protocols.analyses import (
     evaluation,
     glm,
     linear,
+    penalised,
+    prs,
     quality,
     structure,
     survival,
@@ -28,6 +30,8 @@ Plan = Annotated[
     | quality.QualityPlan
     | structure.StructurePlan
     | association.AssociationPlan
+    | penalised.PenalisedPlan
+    | prs.PrsPlan
     | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
@@ -41,6 +45,8 @@ ANALYSES: dict[str, Analysis] = {
     "quality": quality.QUALITY,
     "structure": structure.STRUCTURE,
     "association": association.ASSOCIATION,
+    "penalised": penalised.PENALISED,
+    "prs": prs.PRS,
     "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
@@ -51,6 +57,8 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "quality": quality.faults,
     "structure": structure.faults,
     "association": association.faults,
+    "penalised": penalised.faults,
+    "prs": prs.faults,
     "survival": survival.faults,
     "training": training.faults,
 }
