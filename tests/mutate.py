@@ -178,7 +178,10 @@ NAMED = [
         MEMBER,
         "jointly: any set, and without me in it",
         ("if digest != r.digest:  # C11", "if False:  # C11"),
-        ("if self._index not in survivors or message.salts[survivors.index(self._index)] != r.salt:", "if False:"),
+        (
+            "if self._index not in survivors or message.salts[survivors.index(self._index)] != r.salt:",
+            "if self._index in survivors and message.salts[survivors.index(self._index)] != r.salt:",
+        ),
     ),
     named(
         "C18",
@@ -242,8 +245,8 @@ NAMED = [
         MEMBER,
         "bytes are said before they are stored",
         (
-            '[StoreOutbox(self._outbox), Persist(_record("input", record)), Send(self._outbox)]',
-            '[Send(self._outbox), StoreOutbox(self._outbox), Persist(_record("input", record))]',
+            '[StoreOutbox(self._outbox), Persist(_input_record(self._outbox)), Send(self._outbox)]',
+            '[Send(self._outbox), StoreOutbox(self._outbox), Persist(_input_record(self._outbox))]',
         ),
     ),
     named("C25", f"{GATE}/journal.py", "no lock", ("fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")),

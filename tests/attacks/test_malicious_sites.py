@@ -76,7 +76,7 @@ def run(n: int, spoil: Spoil) -> tuple[Adversary, Outcome | Abandoned]:
 def exact_or_nothing(sites: Adversary, end: Outcome | Abandoned) -> None:
     """Correctness, section 1: the exact sum over U, or the round is abandoned."""
     if isinstance(end, Outcome):
-        truth = np.sum([sites.truth[end.ctx, i] for i in end.survivors], axis=0, dtype=np.uint32)
+        truth = np.sum([sites.put_in(end.ctx, i) for i in end.survivors], axis=0, dtype=np.uint32)
         np.testing.assert_array_equal(end.total, truth)
 
 
