@@ -97,8 +97,12 @@ class Watcher:
                 first = self._inputs.setdefault(self._round_of(message.ctx), message.signature)
                 assert first == message.signature, "law 1: two inputs in one round"
             case SurvivorAck():
+                row = self._row("acked", digest=message.digest.hex())
+                if heard is None:  # said again on a new stream: the last one, nothing else
+                    last = self._row("acked", "released", "cancelled", "missed", "round")
+                    assert last is row, "an acknowledgement that is not the last word was said again"
+                    return
                 assert isinstance(heard, SurvivorProposal)
-                self._row("acked", digest=message.digest.hex())
                 assert heard.ctx not in self._over, "law 2: an acknowledgement after a release or a cancel"
                 before = self._acks.setdefault(heard.ctx, [])
                 for version, survivors in before:

@@ -129,3 +129,39 @@ def test_a_renewed_certificate_changes_nothing_the_session_is_made_of() -> None:
     }  # fmt: skip
     assert all(len(key) == 32 for key in params.roster)
     assert keys.session_id(params) == keys.session_id(renamed(params))
+
+
+def test_stored_bytes_go_out_after_their_record_where_a_crash_came_between_the_two(make_session: Any) -> None:
+    s = make_session(5)
+    s.lose = lambda sender, to, message: sender == 1 and isinstance(message, MaskedInput)
+    s.vectors = {i: np.full(4, i, np.uint32) for i in range(5)}
+    s.run(s.aggregator.start_round(1, (0, 1, 2, 3, 4), 4, 4, s.task(), b"broadcast"))
+    s.lose = lambda sender, to, message: False
+    assert b'"input"' in s.journals[1].pop()  # the outbox was stored, its record was not
+    s.members[1] = s.restart(1)
+    effects = s.members[1].resume()
+    assert [type(e).__name__ for e in effects] == ["Send", "Persist", "Send"]
+    s.run(heard=(1, effects))
+    assert b'"input"' in s.journals[1][-2]  # and the release after it
+    assert s.outcomes[-1].survivors == (0, 1, 2, 3, 4)
+    assert s.restart(1).state == s.members[1].state == "RELEASED"
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_an_acknowledgement_lost_with_its_stream_is_said_again_and_the_round_goes_on(
+    make_session: Any, crash: bool
+) -> None:
+    s = make_session(5)  # t = 4: with site 3 absent, everybody else is needed
+    s.absent = {3}
+    s.lose = lambda sender, to, message: sender == 1 and isinstance(message, SurvivorAck)
+    s.vectors = {i: np.full(4, i, np.uint32) for i in range(5)}
+    s.run(s.aggregator.start_round(1, (0, 1, 2, 3, 4), 4, 4, s.task(), b"broadcast"))
+    s.deadline()
+    assert s.aggregator.state == "AGREEING"
+    s.lose = lambda sender, to, message: False
+    if crash:
+        s.members[1] = s.restart(1)
+    s.run(heard=(1, s.members[1].resume()))
+    assert s.outcomes[-1].survivors == (0, 1, 2, 4)
+    acks = {(m.version, m.digest, m.signature) for i, m in s.said if i == 1 and isinstance(m, SurvivorAck)}
+    assert len(acks) == 1

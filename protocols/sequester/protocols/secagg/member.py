@@ -508,8 +508,12 @@ class Member:
         r.digest = keys.survivors_digest(r.ctx, message.version, survivors, message.salts)
         self.state = "ACKED"
         record = {"version": r.version, "survivors": list(survivors), "digest": r.digest.hex()}
-        ack = SurvivorAck(self._index, r.version, r.digest, self._sign(keys.ack_bytes(r.digest)))
-        return [Persist(_record("acked", record)), Send(ack)]
+        return [Persist(_record("acked", record)), Send(self._ack())]
+
+    def _ack(self) -> SurvivorAck:
+        """The acknowledgement of the last set, the same bytes each time."""
+        r = self._current
+        return SurvivorAck(self._index, r.version, r.digest, self._sign(keys.ack_bytes(r.digest)))
 
     def _check_survivors(self, survivors: Sequence[int], salts: Sequence[bytes]) -> None:
         if list(survivors) != sorted(set(survivors)) or len(salts) != len(survivors):
@@ -673,6 +677,8 @@ class Member:
                 self._recorded = True
                 effects.append(Persist(_input_record(self._outbox)))
             effects.append(Send(self._outbox))  # C25: stored bytes, never recomputed
+        elif self.state == "ACKED":
+            effects.append(Send(self._ack()))  # the last one again: one that was lost with its stream costs no round
         elif self.state == "WITHDRAWN":
             return [Send(Withdraw(self._params.study_digest, self.session_id))]
         return effects
