@@ -18,16 +18,22 @@ CORRELATION = 0.9  # of a variant's effect between populations
 STRATIFICATION = (0.0, 0.15, -0.10)  # liability by population that is not genetic
 NULL_PREVALENCE = (0.25, 0.10, 0.04)
 SEX_EFFECT, AGE_EFFECT = 0.2, 0.02
+HAZARD, SHAPE = 0.02, 1.5  # of the time to the disease, a year
 
 
 @dataclass(frozen=True, slots=True)
 class Patients:
-    """Arrays over people, in the order of the genomes; `causal` are columns of the dosages, `effects` (causal, populations)."""
+    """Arrays over people, in the order of the genomes; `causal` are columns of the dosages, `effects` (causal, populations).
+
+    `time`: years until the disease or until observation ended, `event`: 1 where it was the disease.
+    """
 
     age: NDArray[np.int64]
     sex: NDArray[np.int64]
     case: NDArray[np.int64]
     null_trait: NDArray[np.int64]
+    time: NDArray[np.float64]
+    event: NDArray[np.int64]
     genetic: NDArray[np.float64]
     liability: NDArray[np.float64]
     causal: NDArray[np.int64]
@@ -62,7 +68,15 @@ def patients(
     liability += np.asarray(STRATIFICATION)[genomes.population] + rng.normal(0, (1 - heritability) ** 0.5, n)
     threshold = float(norm.isf(prevalence)) * (1 + SEX_EFFECT**2 / 4 + (10 * AGE_EFFECT) ** 2) ** 0.5
     null_trait = rng.random(n) < np.asarray(NULL_PREVALENCE)[genomes.population]
+    time, event = _survival(rng.spawn(1)[0], genetic + SEX_EFFECT * (sex - 0.5) + AGE_EFFECT * (age - 55))
     return Patients(
-        age, sex, (liability > threshold).astype(np.int64), null_trait.astype(np.int64),
+        age, sex, (liability > threshold).astype(np.int64), null_trait.astype(np.int64), time, event,
         genetic, liability, chosen, effects * scale,
     )  # fmt: skip
+
+
+def _survival(rng: np.random.Generator, risk: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Weibull times with log hazard `risk`, censored between 2 and 12 years (spec/genomics.md, section 10)."""
+    time = (rng.exponential(size=len(risk)) / (HAZARD * np.exp(risk))) ** (1 / SHAPE)
+    censored = np.minimum(rng.uniform(2, 15, len(risk)), 12.0)
+    return np.minimum(time, censored), (time <= censored).astype(np.int64)

@@ -1,7 +1,8 @@
-"""The genotype store of a data set: every usable entry of the hospital's files, in genome order, in one .pgen.
+"""The genotype store of a data set: every usable entry of the hospital's files in one .pgen.
 
 HOME/datasets/<id>/genotypes/
-    genotypes.pgen .pvar .psam   entries that are panel rows carry the panel's alleles; all others the file's own
+    genotypes.pgen .pvar .psam   panel rows first, in the panel's order and with its alleles, whatever the build; then
+                                 all other entries in genome order, with the file's own alleles
     panel_row.npy                int32 (entries,): row of the panel, -1 for an entry outside it
     removed.json                 rows of people who leave, by reason
     panel.tsv[.gz]               where it is not the bundled one
@@ -184,7 +185,7 @@ def _plain(genotypes: NDArray[Any]) -> NDArray[Any]:
 def _chosen(
     order: Order, rows: Variants, matched: Match
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Entries to keep in genome order, the panel row of each or -1, and whether its copies are to be turned."""
+    """Entries to keep in the store's order, the panel row of each or -1, and whether its copies are to be turned."""
     panel_row = np.full(len(rows), -1, dtype=np.int64)
     turned = np.zeros(len(rows), dtype=bool)
     found = np.array(matched.row, dtype=np.int64)
@@ -195,8 +196,7 @@ def _chosen(
         keep |= matched.row_category >= len(MATCHED) + len(EXCLUDED)
     chosen = np.flatnonzero(keep)
     rank = np.where(panel_row[chosen] >= 0, panel_row[chosen], len(found))
-    sequence = np.lexsort((chosen, rank, rows.position[chosen], rows.code[chosen]))
-    chosen = chosen[sequence]
+    chosen = chosen[np.lexsort((chosen, rows.position[chosen], rows.code[chosen], rank))]
     return chosen, panel_row[chosen], turned[chosen]
 
 

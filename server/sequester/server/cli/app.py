@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 
 from sequester.protocols.errors import SequesterError
-from sequester.server.cli import exchange, identity, study
+from sequester.server.cli import exchange, identity, simulate, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for subject in (identity, study, exchange):
+for subject in (identity, study, exchange, simulate):
     subject.register(app)
 
 
