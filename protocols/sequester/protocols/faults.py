@@ -16,7 +16,7 @@ from sequester.protocols.analyses.cohort import chosen
 from sequester.protocols.analyses.evaluation import EvaluationPlan
 from sequester.protocols.analyses.glm import MAX_NEWTON_COLUMNS, GlmPlan
 from sequester.protocols.analyses.linear import LinearPlan
-from sequester.protocols.analyses.registry import CHECKS, Plan
+from sequester.protocols.analyses.registry import CHECKS, Plan, leaves_a_model
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Column, Study
@@ -239,10 +239,14 @@ def _linear(study: Study, plan: LinearPlan) -> Iterator[str]:
 def _evaluation(plan: EvaluationPlan, earlier: dict[str, Plan]) -> Iterator[str]:
     if plan.error_bound <= 0:
         yield f"analysis {plan.name}: error_bound {plan.error_bound} is not above 0"
+    if plan.population_prevalence is not None and not 0 < plan.population_prevalence < 1:
+        yield f"analysis {plan.name}: population_prevalence {plan.population_prevalence} is not between 0 and 1"
     of = earlier.get(plan.of)
     if of is None:
         yield f"analysis {plan.name} is of `{plan.of}`, which does not come before it"
     elif isinstance(of, EvaluationPlan):
         yield f"analysis {plan.name} is of `{plan.of}`, which is itself an evaluation"
+    elif not leaves_a_model(of):
+        yield f"analysis {plan.name} is of `{plan.of}`, which leaves no model"
     elif plan.folds and not (isinstance(of, LinearPlan) and of.mode == "exact"):
         yield f"analysis {plan.name}: only an exact linear analysis leaves one model a fold; set folds to false"

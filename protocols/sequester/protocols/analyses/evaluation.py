@@ -1,7 +1,8 @@
 """How good a model is on patients that did not train it: histograms and error sums, opened once.
 
 Binary outcome: one histogram of scores by outcome (and by subgroup, disjoint), edges at public normal quantiles; AUC,
-ROC and calibration are post-processing of it. One patient is one cell: sensitivity 1. Quantitative outcome: patients,
+ROC, precision, deciles and calibration are post-processing of it; exact mode adds eight sums. A time: one histogram of
+follow-up by score by event, for the C-index. One patient is one cell: sensitivity 1. Quantitative outcome: patients,
 absolute and squared error on the outcome's own scale, and how many predictions lie within 20 %, each bounded by a public
 error bound. With `folds` each patient is judged by the model that left their fold out.
 """
@@ -18,6 +19,17 @@ from pydantic import Field
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Part, Result
+from sequester.protocols.analyses.cox import bin_of as time_bin
+from sequester.protocols.analyses.metrics import (
+    SUMS,
+    accuracy,
+    average_precision,
+    binned_sums,
+    by_group,
+    concordance,
+    deciles,
+    outcome_sums,
+)
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
 from sequester.protocols.analyses.training import TrainingPlan, bounded, network_score, records
 from sequester.protocols.analyses.weights import predictor, sigmoid
@@ -29,7 +41,10 @@ Vector = NDArray[np.float64]
 
 
 class EvaluationPlan(AnalysisPlan):
-    """`of` names an earlier glm, linear or training analysis; `error_bound` is public, in the outcome's unit."""
+    """`of` names an earlier analysis that leaves a model; `error_bound` is public, in the outcome's unit.
+
+    `times` intervals of follow-up by `bins` of the score give the C-index; `population_prevalence` R2 of liability.
+    """
 
     kind: Literal["evaluation"] = "evaluation"
     of: str
@@ -37,6 +52,8 @@ class EvaluationPlan(AnalysisPlan):
     bins: int = Field(default=20, ge=5, le=1000)
     folds: bool = False
     error_bound: Number = Decimal("100")
+    times: int = Field(default=24, ge=5, le=500, exclude_if=lambda times: times == 24)
+    population_prevalence: Number | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 def outcome_value(column: Column, standardised: Vector) -> Vector:
@@ -63,12 +80,18 @@ class Evaluation:
         return 1
 
     def layout(self, plan: EvaluationPlan, study: Study, step: int) -> Layout:
+        g, exact = len(subgroups(study)), plan.mode == "exact"
         if study.phenotype.kind == "binary":
-            return Layout((("cells", (len(subgroups(study)), 2, plan.bins)),))
-        return Layout((("errors", (4,)),))
+            fields = (("cells", (g, 2, plan.bins)),)
+            return Layout((*fields, ("sums", (g, len(SUMS)))) if exact else fields)
+        if study.phenotype.kind == "time":
+            return Layout((("cells", (g, plan.times, plan.bins, 2)),))
+        return Layout((("errors", (g, 9 if exact else 4)),))
 
     def sensitivity(self, plan: EvaluationPlan, study: Study) -> float:
-        return 1.0 if study.phenotype.kind == "binary" else 2.0
+        if plan.mode == "exact":
+            return 2500.0  # head-room only: the largest entry of a patient's sums, a squared score
+        return 2.0 if study.phenotype.kind == "quantitative" else 1.0
 
     def is_iterative(self, plan: EvaluationPlan, study: Study) -> bool:
         return True
@@ -84,43 +107,96 @@ class Evaluation:
         return Next(dict(broadcast), broadcast)
 
     def contribution(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
-        if study.phenotype.kind == "binary":
-            return self._histogram(plan, study, cohort, broadcast)
-        bound = float(plan.error_bound)
-        errors = np.zeros(4)
-        for block in cohort.blocks(plan.part):
-            fitted = _score(plan, study, broadcast, block)
-            predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
-            e = np.minimum(np.abs(predicted - actual), bound) / bound
-            within = np.abs(predicted - actual) <= 0.2 * actual
-            errors += [len(e), e.sum(), (e * e).sum(), within.sum()]
-        return {"errors": errors}
-
-    def _histogram(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
-        cells = np.zeros((len(subgroups(study)), 2, plan.bins))
+        if study.phenotype.kind == "quantitative":
+            return self._errors(plan, study, cohort, broadcast)
+        timed = study.phenotype.kind == "time"
+        cells = np.zeros(self.layout(plan, study, step).fields[0][1])
+        sums = np.zeros((len(cells), len(SUMS)))
         sd, centre = _spread(broadcast)
         inner = edges(plan.bins)[1:-1]  # a weight that is not finite puts patients into a bin, never into a refusal
         for block in cohort.blocks(plan.part):
             score = _score(plan, study, broadcast, block)
             bin_of = np.searchsorted(inner, (score - centre) / sd, side="right")
+            if timed:
+                assert block.event is not None  # the study was validated
+                at = time_bin(block.y, float(study.phenotype.upper or 1), plan.times)
+                np.add.at(cells, (block.strata, at, bin_of, (block.event > 0.5).astype(np.int64)), 1.0)
+                continue
             np.add.at(cells, (block.strata, (block.y > 0.5).astype(np.int64), bin_of), 1.0)
-        return {"cells": cells}
+            for g in np.unique(block.strata) if plan.mode == "exact" else ():
+                rows = block.strata == g
+                sums[g] += outcome_sums(block.y[rows], score[rows], sigmoid(score[rows]))
+        return {"cells": cells, "sums": sums} if plan.mode == "exact" and not timed else {"cells": cells}
+
+    def _errors(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
+        bound = float(plan.error_bound)
+        errors = np.zeros(self.layout(plan, study, 0).fields[0][1])
+        for block in cohort.blocks(plan.part):
+            fitted = _score(plan, study, broadcast, block)
+            predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
+            e = np.minimum(np.abs(predicted - actual), bound) / bound
+            within = (np.abs(predicted - actual) <= 0.2 * actual).astype(np.float64)
+            rows = [np.ones(len(e)), e, e * e, within]
+            if plan.mode == "exact":
+                a, p = actual / bound, np.clip(predicted / bound, -10.0, 10.0)
+                rows += [a, a * a, p, p * p, a * p]
+            np.add.at(errors, block.strata, np.column_stack(rows))
+        return {"errors": errors}
 
     def combine(self, plan: EvaluationPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
-        noise_sd = self._noise_sd(plan, study)
+        noise_sd, floor, names = self._noise_sd(plan, study), study.publication_floor, subgroups(study)
+        of = sums["errors"] if study.phenotype.kind == "quantitative" else sums["cells"]
+        place = {name: g for g, name in enumerate(names)}
+
+        def measure(cells: Vector, exact: Vector | None, groups: int) -> Result:
+            match study.phenotype.kind:
+                case "binary":
+                    return self._binary(plan, study, state, cells, exact, noise_sd * np.sqrt(groups))
+                case "time":
+                    return self._timed(cells, noise_sd * np.sqrt(groups), floor)
+                case _:
+                    return self._quantitative(plan, study, cells)
+
+        exact = sums.get("sums")
+        result = measure(of.sum(axis=0), None if exact is None else exact.sum(axis=0), len(of))
         if study.phenotype.kind == "binary":
-            cells = sums["cells"]
-            sd, centre = _spread(state)
-            result = discrimination(cells.sum(axis=0), noise_sd * np.sqrt(len(cells)), study.publication_floor)
-            result["calibration"] = _calibration(cells.sum(axis=0), sd, centre, study.publication_floor)
-            if len(cells) > 1:
-                result["groups"] = _groups(cells, subgroups(study), noise_sd, study.publication_floor)
-            return Finished(result, {})
-        n, e, squared, within = (float(v) for v in sums["errors"])
+            result["calibration"] = _calibration(of.sum(axis=0), *_spread(state), floor)
+        if len(of) > 1:
+            size = {
+                n: float(of[g, 0] if study.phenotype.kind == "quantitative" else of[g].sum()) for n, g in place.items()
+            }
+            result["groups"] = by_group(
+                size, lambda n: measure(of[place[n]], None if exact is None else exact[place[n]], 1)
+            )
+        return Finished(result, {})
+
+    def _binary(
+        self, plan: EvaluationPlan, study: Study, state: State, cells: Vector, exact: Vector | None, noise_sd: float
+    ) -> Result:
+        found = discrimination(cells, noise_sd, study.publication_floor)
+        if "suppressed" in found:
+            return found
+        sd, centre = _spread(state)
+        if exact is None:
+            z = bin_centres(cells.shape[1]) * sd + centre
+            exact = binned_sums(cells, z, sigmoid(z))
+        population = None if plan.population_prevalence is None else float(plan.population_prevalence)
+        found["average_precision"] = average_precision(cells)
+        return found | accuracy(exact, population) | deciles(cells, study.publication_floor)
+
+    def _timed(self, cells: Vector, noise_sd: float, floor: int) -> Result:
+        events, noise = float(cells[:, :, 1].sum()), noise_sd * np.sqrt(cells[:, :, 1].size)
+        if events < floor + 2 * noise or float(cells.sum()) - events < 0:
+            return {"suppressed": f"<{floor}"}
+        index, _ = concordance(cells)
+        return {"c_index": float(np.clip(index, 0.0, 1.0))}
+
+    def _quantitative(self, plan: EvaluationPlan, study: Study, errors: Vector) -> Result:
+        n, e, squared, within = (float(v) for v in errors[:4])
         bound = float(plan.error_bound)
         if n < study.publication_floor:
-            return Finished({"suppressed": f"<{study.publication_floor}"}, {})
-        result = {
+            return {"suppressed": f"<{study.publication_floor}"}
+        result: Result = {
             "mean_absolute_error": e * bound / n,
             "root_mean_squared_error": float(np.sqrt(max(squared, 0.0) / n)) * bound,
             "within_20_percent": within / n,
@@ -128,7 +204,13 @@ class Evaluation:
         }
         if plan.mode == "exact":
             result["n"] = int(round(n))
-        return Finished(result, {})
+            a, aa, p, pp, ap = (float(v) for v in errors[4:])
+            total, spread = aa - a * a / n, pp - p * p / n
+            if total > 0 and spread > 0:
+                slope = (ap - a * p / n) / spread
+                result["r2"] = 1 - (aa - 2 * ap + pp) / total
+                result["calibration_slope"], result["calibration_intercept"] = slope, (a - slope * p) / n * bound
+        return result
 
     def _noise_sd(self, plan: EvaluationPlan, study: Study) -> float:
         """Standard deviation of the noise in one opened cell, all sites live; 0 in exact mode."""
@@ -171,6 +253,13 @@ def edges(bins: int) -> Vector:
     return np.asarray(ndtri(np.linspace(0.0, 1.0, bins + 1)), dtype=np.float64)
 
 
+def bin_centres(bins: int) -> Vector:
+    """Where a patient of each bin stands, in public standard deviations."""
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri((np.arange(bins) + 0.5) / bins), dtype=np.float64)
+
+
 def score_sd(w: Vector) -> float:
     """The score's standard deviation were the standardised features independent: a public scale for the edges."""
     return max(float(np.sqrt((w * w).sum())), 1e-12)
@@ -201,25 +290,9 @@ def discrimination(cells: Vector, noise_sd: float, floor: int) -> Result:
     return {"auc": {"value": auc, "low": max(auc - half, 0.0), "high": min(auc + half, 1.0)}, "roc": roc}
 
 
-def _groups(cells: Vector, names: tuple[str, ...], noise_sd: float, floor: int) -> Result:
-    """Discrimination of each group; one suppressed group takes the smallest shown one with it.
-
-    Otherwise the total minus the groups that are shown is the group that is not (spec/genomics.md, section 5).
-    """
-    found = {name: discrimination(cells[g], noise_sd, floor) for g, name in enumerate(names)}
-    hidden = [name for name in names if "suppressed" in found[name]]
-    if len(hidden) == 1:
-        size = {name: float(cells[g].sum()) for g, name in enumerate(names) if name != hidden[0]}
-        found[min(size, key=lambda name: size[name])] = {"suppressed": "complement"}
-    return found
-
-
 def _calibration(cells: Vector, sd: float, intercept: float, floor: int) -> list[list[float]]:
     """[mean predicted, observed] of quarters of the bins whose noisy count reaches the floor."""
-    from scipy.special import ndtri
-
-    centres = ndtri((np.arange(cells.shape[1]) + 0.5) / cells.shape[1])
-    predicted = sigmoid(centres * sd + intercept)
+    predicted = sigmoid(bin_centres(cells.shape[1]) * sd + intercept)
     rows = []
     for group in np.array_split(np.arange(cells.shape[1]), 10):
         total, cases = float(cells[:, group].sum()), float(cells[1, group].sum())

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sequester.protocols.analyses import (
     association,
+    calibration,
     counts,
     evaluation,
     glm,
@@ -16,6 +17,7 @@ from sequester.protocols.analyses import (
     penalised,
     prs,
     quality,
+    reclassification,
     structure,
     survival,
     training,
@@ -32,6 +34,8 @@ Plan = Annotated[
     | association.AssociationPlan
     | penalised.PenalisedPlan
     | prs.PrsPlan
+    | calibration.CalibrationPlan
+    | reclassification.ReclassificationPlan
     | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
@@ -47,6 +51,8 @@ ANALYSES: dict[str, Analysis] = {
     "association": association.ASSOCIATION,
     "penalised": penalised.PENALISED,
     "prs": prs.PRS,
+    "calibration": calibration.CALIBRATION,
+    "reclassification": reclassification.RECLASSIFICATION,
     "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
@@ -59,6 +65,8 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "association": association.faults,
     "penalised": penalised.faults,
     "prs": prs.faults,
+    "calibration": calibration.faults,
+    "reclassification": reclassification.faults,
     "survival": survival.faults,
     "training": training.faults,
 }
@@ -67,3 +75,10 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
 def analysis_of(plan: Any) -> Analysis:
     """The pair of functions behind a plan."""
     return ANALYSES[plan.kind]
+
+
+def leaves_a_model(plan: Any) -> bool:
+    """True where a later evaluation can be of this analysis."""
+    if plan.kind == "survival":
+        return bool(plan.model != "kaplan_meier")
+    return plan.kind in ("glm", "linear", "training", "penalised", "prs")
