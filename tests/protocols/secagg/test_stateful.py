@@ -36,6 +36,7 @@ from sequester.protocols.secagg.messages import (
     Contribute,
     Deadline,
     Effect,
+    MaskedInput,
     Message,
     Outcome,
     PairSeeds,
@@ -242,17 +243,20 @@ class BadNetwork(RuleBasedStateMachine):
                 self._deliver(0)
 
     def some_are_cut_off(self, data: st.DataObject) -> None:
-        """Everything arrives but what goes to or comes from one or two sites; then the deadline passes."""
-        cut = data.draw(st.sets(self._everyone(), min_size=1, max_size=2), "cut off")
-        delivered = data.draw(st.sampled_from([0, 0, 10, 30]), "after so many messages")
-        while self.flight:
-            sender, to, _ = self.flight[0]
-            if delivered <= 0 and cut & {sender, to}:
-                self.flight.pop(0)
-            else:
-                self._deliver(0)
-            delivered -= 1
-        self._did(self.exchange.deadline(self.token))
+        """A round in which some never deliver and some fall silent once they did; deadlines pass until it ends."""
+        if not self._is_open:
+            self.start_round(data)
+        before = data.draw(st.sets(self._everyone(), max_size=1), "never deliver")
+        after = data.draw(st.sets(self._everyone(), max_size=2), "deliver and fall silent")
+        for _ in range(data.draw(st.integers(1, 4), "deadlines")):
+            while self.flight:
+                sender, to, message = self.flight[0]
+                silent = after & {sender, to} and not isinstance(message, RoundStart | MaskedInput)
+                if silent or before & {sender, to}:
+                    self.flight.pop(0)
+                else:
+                    self._deliver(0)
+            self._did(self.exchange.deadline(self.token))
 
     def deliver_out_of_order(self, data: st.DataObject) -> None:
         if self.flight:
@@ -268,7 +272,8 @@ class BadNetwork(RuleBasedStateMachine):
 
     def duplicate(self, data: st.DataObject) -> None:
         if self.flight:
-            self.flight.append(self.flight[self._one(data)])
+            at = self._one(data)
+            self.flight.insert(data.draw(st.sampled_from([at, len(self.flight)]), "again at"), self.flight[at])
 
     def deadline(self, data: st.DataObject) -> None:
         self._did(self.exchange.deadline(self.token))
@@ -305,7 +310,7 @@ class BadNetwork(RuleBasedStateMachine):
             self._said(i, self.sites.leave(i))
 
     EVENTS = weighted(
-        deliver_in_order=9, some_are_cut_off=6, start_round=4, deadline=2, drop=2, duplicate=2, deliver_out_of_order=3,
+        deliver_in_order=9, some_are_cut_off=6, start_round=4, deadline=2, drop=2, duplicate=4, deliver_out_of_order=3,
         stream_breaks=2, crash_between_two_effects=3, exchange_restarts=1, slow=1, compute=2, look=1, answer=2,
         withdraw=1,
     )  # fmt: skip
