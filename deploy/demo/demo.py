@@ -70,6 +70,7 @@ def main() -> int:
         )
         return 1
     except KeyboardInterrupt:
+        phases.interrupted()
         phases.line("interrupted; everything that was started has been stopped.")
         return 130
     finally:
@@ -126,6 +127,7 @@ def run(work: Path, out: Path, people: int, seed: int, phases: Phases) -> None:
         "auc": {key: auc[key] for key in ("federated", "best_site", "pooled")},
         "auc_detail": auc,
         "people": counts,
+        "session_seconds": results["wall_seconds"],
         "wall_seconds": {name: round(seconds, 2) for name, seconds in phases.seconds.items()},
         "peak_rss_mb": peaks,
         "bytes_up_control": {site: _control_bytes(ledger) for site, ledger in ledgers.items()},

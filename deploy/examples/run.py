@@ -176,6 +176,7 @@ def main() -> int:
             phases.line(f"the end of {error.log}:\n{tail}")
         return 1
     except KeyboardInterrupt:
+        phases.interrupted()
         phases.line("interrupted; everything that was started has been stopped.")
         return 130
     finally:

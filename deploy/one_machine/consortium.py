@@ -277,7 +277,10 @@ class Consortium:
         try:
             self.coordinate("study", "start", study.digest, "--wait", timeout_s=STUDY_S, show=True)
         except Failed as error:
-            raise Failed(f"the study did not end well: {error.message}", self.exchange.log) from None
+            # the command has said its word on our terminal; what another process died of stands in its own log
+            own = error.log is not None and error.log.name.startswith("coordinator-study-start")
+            log = self.exchange.log if own else error.log
+            raise Failed(f"the study did not end well: {error.message}", log) from None
         self.coordinate("study", "results", study.digest, "--out", str(out), "--overwrite")
         results: dict[str, Any] = json.loads((out / "results.json").read_text("utf-8"))
         return results

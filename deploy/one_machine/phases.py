@@ -57,6 +57,12 @@ class Phases:
         """A line that stays."""
         self._console.print(text)
 
+    def interrupted(self) -> None:
+        """Leave the terminal as it was, whatever drew on it last."""
+        self._end_status()
+        self._console.show_cursor(True)
+        self._console.print()
+
     def _end_status(self) -> None:
         if self._status is not None:
             self._status.stop()
