@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sequester.protocols.analyses import exact_glm, saddlepoint
+from sequester.protocols.analyses import exact_glm, null_model, saddlepoint
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
-from sequester.protocols.analyses.cohort import Cohort, Part, Result, chosen, standardised
+from sequester.protocols.analyses.cohort import Cohort, Result
 from sequester.protocols.analyses.newton import inverse, symmetric
-from sequester.protocols.analyses.plan import AnalysisPlan, Number
-from sequester.protocols.analyses.structure import StructurePlan, allele_counts, projected
+from sequester.protocols.analyses.null_model import ScorePlan
+from sequester.protocols.analyses.plan import Number
+from sequester.protocols.analyses.structure import allele_counts
 from sequester.protocols.analyses.weights import mean_of
 
 if TYPE_CHECKING:
@@ -35,25 +36,14 @@ RARE_P = 0.01
 VARIANCE_LEFT = 1e-6  # of a variant's variance must remain beside the covariates
 
 
-class AssociationPlan(AnalysisPlan):
-    """Covariates are the study's table features, and `components` of an earlier structure analysis.
-
-    Variants with p below `follow_below`, and rare ones with p < 0.01, are followed, at most `follow`, smallest first.
-    """
+class AssociationPlan(ScorePlan):
+    """Variants with p below `follow_below`, and rare ones with p < 0.01, are followed, at most `follow`, smallest first."""
 
     kind: Literal["association"] = "association"
-    part: Part = "all"
-    components: str | None = None
-    null_rounds: int = Field(default=8, ge=2, le=50)
     follow: int = Field(default=50, ge=0, le=1000)
     follow_below: Number = Decimal("0.00001")
     follow_rounds: int = Field(default=24, ge=4, le=200)
     firth: bool = True
-
-
-def is_linear(study: Study) -> bool:
-    """True for a quantitative outcome."""
-    return study.phenotype.kind == "quantitative"
 
 
 class Association:
@@ -62,28 +52,18 @@ class Association:
     kind = "association"
 
     def rounds(self, plan: AssociationPlan, study: Study) -> int:
-        if is_linear(study):
+        if null_model.is_linear(study):
             return 2
-        return plan.null_rounds + 1 + (plan.follow_rounds if plan.follow else 0)
-
-    def _null_rounds(self, plan: AssociationPlan, study: Study) -> int:
-        return 1 if is_linear(study) else plan.null_rounds
-
-    def _columns(self, plan: AssociationPlan, study: Study) -> int:
-        more = 0
-        if plan.components is not None and isinstance(of := study.analysis(plan.components), StructurePlan):
-            more = min(of.components, len(study.variants))
-        return 1 + len(chosen(study, "table")) + more
+        return null_model.rounds(plan, study) + 1 + (plan.follow_rounds if plan.follow else 0)
 
     def layout(self, plan: AssociationPlan, study: Study, step: int) -> Layout:
-        c, v = self._columns(plan, study), len(study.variants)
-        q = c * (c + 1) // 2
-        null = (("information", (q,)), ("score", (c,)), ("log_likelihood", (1,)), ("people", (3,)))
+        c, v = null_model.columns(plan, study), len(study.variants)
+        null, scan = null_model.fields(plan, study), null_model.rounds(plan, study)
         if step == 0:
             return Layout((*null, ("copies", (v,)), ("observed", (v,))))
-        if step < self._null_rounds(plan, study):
+        if step < scan:
             return Layout(null)
-        if step == self._null_rounds(plan, study):
+        if step == scan:
             return Layout((*null, ("u", (v,)), ("gg", (v,)), ("gx", (v, c))))
         m, d = min(plan.follow, v), c + 1
         return Layout((
@@ -92,16 +72,13 @@ class Association:
         ))  # fmt: skip
 
     def sensitivity(self, plan: AssociationPlan, study: Study) -> float:
-        return 64.0 * self._columns(plan, study)  # head-room only: private mode is refused
+        return 64.0 * null_model.columns(plan, study)  # head-room only: private mode is refused
 
     def is_iterative(self, plan: AssociationPlan, study: Study) -> bool:
         return True
 
     def start(self, plan: AssociationPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
-        state = exact_glm.fresh(np.zeros(self._columns(plan, study)), False)
-        if plan.components is not None:
-            of = earlier[plan.components].state
-            state |= {f"structure.{name}": of[name] for name in ("mean", "scale", "loadings")}
+        state = null_model.start(plan, study, earlier)
         return Next(state, _to_all(state))
 
     # ---- at the site ----------------------------------------------------------------------------------------------
@@ -109,22 +86,16 @@ class Association:
     def contribution(
         self, plan: AssociationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int
     ) -> Sums:
-        x, y = _null_design(plan, study, cohort, broadcast)
-        z = np.clip(np.nan_to_num(x @ np.asarray(broadcast["beta"])), -1e6, 1e6)
-        family = "linear" if is_linear(study) else "logistic"
-        scan = self._null_rounds(plan, study)
+        x, y, z = null_model.design(plan, study, cohort, broadcast)
+        scan = null_model.rounds(plan, study)
         if step > scan:
             return self._followed(plan, study, cohort, broadcast, x, y, z)
-        information, score, value = exact_glm.moments(family, x, y, z)
-        sums: Sums = {
-            "information": information[np.triu_indices(len(score))], "score": score, "log_likelihood": np.array([value]),
-            "people": np.array([float(len(y)), y.sum(), y @ y]),
-        }  # fmt: skip
+        sums = null_model.sums(study, x, y, z)
         if step == 0:
             counted = allele_counts(study, cohort, plan.part)
             sums |= {"copies": counted["copies"], "observed": counted["observed"]}
         if step == scan:
-            sums |= self._pass(plan, study, cohort, broadcast, x, y - mean_of(family, z), _weight(family, z))
+            sums |= self._pass(plan, study, cohort, broadcast, x, *null_model.residuals(study, y, z))
         return sums
 
     def _pass(
@@ -170,20 +141,19 @@ class Association:
     # ---- at the exchange ------------------------------------------------------------------------------------------
 
     def combine(self, plan: AssociationPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
-        scan = self._null_rounds(plan, study)
+        scan = null_model.rounds(plan, study)
         if step == 0:
             mean = sums["copies"] / np.maximum(sums["observed"], 1.0)
             state = {**state, "people": sums["people"], "mean": mean, "observed": sums["observed"]}
-            n, cases, _ = (float(v) for v in sums["people"])
-            if not is_linear(study) and not 0.5 < cases < n - 0.5:
-                return Finished({"people": int(round(n)), "not_fitted": "one outcome only"}, {})
+            if null_model.has_one_outcome(study, sums["people"]):
+                people = int(round(float(sums["people"][0])))
+                return Finished({"people": people, "not_fitted": "one outcome only"}, {})
         if step < scan:
-            family = "linear" if is_linear(study) else "logistic"
-            new = exact_glm.progressed(state, sums, family, "never", study, last=False)
+            new = null_model.advanced(study, state, sums)
             return Next(new, _to_all(new))
         if step == scan:
             state = self._tested(plan, study, state, sums)
-            if is_linear(study) or not plan.follow:
+            if null_model.is_linear(study) or not plan.follow:
                 return Finished(_result(plan, study, state), {"z": state["z"], "effect": state["effect"]})
             state = _follow(plan, study, state)
             return Next(state, _to_all(state))
@@ -211,7 +181,7 @@ class Association:
         left = np.where(ok, left, 1.0)
         effect, z = np.where(ok, u / left, 0.0), np.where(ok, u / np.sqrt(left), 0.0)
         se, p = np.where(ok, 1 / np.sqrt(left), 0.0), np.ones(len(u))
-        if is_linear(study):
+        if null_model.is_linear(study):
             n = float(state["people"][0])
             df = n - float(kept.sum()) - 1
             rss = -2 * float(sums["log_likelihood"][0]) - float(sums["score"] @ of @ sums["score"])
@@ -232,8 +202,7 @@ TESTS = ["score", "newton", "firth"]
 
 
 def _to_all(state: State) -> Broadcast:
-    sent: Broadcast = {"beta": state["beta"]}
-    sent |= {name: state[name] for name in state if name.startswith("structure.")}
+    sent = null_model.to_all(state)
     if "mean" in state:
         sent["mean"] = state["mean"]
     if "places" in state:
@@ -245,21 +214,6 @@ def _to_all(state: State) -> Broadcast:
             "t": saddlepoint.points(state["spa"]),
         }  # fmt: skip
     return sent
-
-
-def _weight(family: str, z: Vector) -> Vector:
-    mu = mean_of(family, z)
-    return mu * (1 - mu) if family == "logistic" else np.ones_like(mu)
-
-
-def _null_design(plan: AssociationPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> tuple[Vector, Vector]:
-    columns = cohort.columns(plan.part)
-    parts = [np.ones((len(columns.y), 1)), standardised(columns.raw, chosen(study, "table"))]
-    if plan.components is not None:
-        parts.append(
-            projected(cohort, plan.part, {n: broadcast[f"structure.{n}"] for n in ("mean", "scale", "loadings")})
-        )
-    return np.hstack(parts), columns.y
 
 
 def _follow(plan: AssociationPlan, study: Study, state: State) -> State:
@@ -324,7 +278,7 @@ def _result(plan: AssociationPlan, study: Study, state: State) -> Result:
         "lambda": float(np.median(chi2)) / MEDIAN_CHI2 if len(chi2) else None,
         "tested": int(tested.sum()),
     }
-    if not is_linear(study):
+    if not null_model.is_linear(study):
         result["cases"] = int(round(total))
     if "places" in state:
         saddle = saddlepoint.p_values(state["spa"])
@@ -361,7 +315,7 @@ def _result(plan: AssociationPlan, study: Study, state: State) -> Result:
 
 def glm_lines(study: Study, result: Result) -> Iterator[str]:
     """The table as PLINK 2 prints `--glm`: a `#` line on the mode, the header, one line a variant; A1 is the effect allele."""
-    linear = is_linear(study)
+    linear = null_model.is_linear(study)
     t, rows = result["table"], {v.id: v for v in study.variants}
     yield f"##mode=exact, people={result['people']}, study={study.lineage}"
     names = ["BETA", "SE", "T_STAT"] if linear else ["OR", "LOG(OR)_SE", "Z_STAT"]
@@ -384,12 +338,7 @@ def faults(study: Study, plan: AssociationPlan, earlier: Mapping[str, Any]) -> I
     """What a plan says against its study."""
     if plan.mode == "private":
         yield f"analysis {plan.name}: an association scan is exact only; private effects of declared variants are kind prs"
-    if not study.variants:
-        yield f"analysis {plan.name}: an association scan of no variants"
-    if study.phenotype.kind == "time":
-        yield f"analysis {plan.name}: an association scan of a time; binary or quantitative was expected"
-    if plan.components is not None and getattr(earlier.get(plan.components), "kind", "") != "structure":
-        yield f"analysis {plan.name}: components `{plan.components}` is no structure analysis before it"
+    yield from null_model.faults(study, plan, earlier)
 
 
 ASSOCIATION = Association()

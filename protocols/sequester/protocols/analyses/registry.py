@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sequester.protocols.analyses import (
     association,
+    burden,
     calibration,
     counts,
     evaluation,
@@ -36,6 +37,7 @@ Plan = Annotated[
     | prs.PrsPlan
     | calibration.CalibrationPlan
     | reclassification.ReclassificationPlan
+    | burden.BurdenPlan
     | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
@@ -53,6 +55,7 @@ ANALYSES: dict[str, Analysis] = {
     "prs": prs.PRS,
     "calibration": calibration.CALIBRATION,
     "reclassification": reclassification.RECLASSIFICATION,
+    "burden": burden.BURDEN,
     "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
@@ -67,6 +70,7 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "prs": prs.faults,
     "calibration": calibration.faults,
     "reclassification": reclassification.faults,
+    "burden": burden.faults,
     "survival": survival.faults,
     "training": training.faults,
 }
