@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import sys
 import tempfile
 from collections import Counter
@@ -27,7 +26,7 @@ import simulation
 
 from one_machine.consortium import Consortium, Published, Site
 from one_machine.phases import Phases
-from one_machine.processes import Failed, Running, python
+from one_machine.processes import INTERRUPTS, Failed, Running, python
 
 CONSORTIUM, EPSILON, PEOPLE = "demo", 3, 10_000
 HELD_OUT = 0.25
@@ -54,7 +53,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="keep the working folder: homes, genotypes, logs")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupted)
+    INTERRUPTS.install()
     phases = Phases()
     work = Path(tempfile.mkdtemp(prefix="sequester-demo-"))
     kept = arguments.keep
@@ -273,10 +272,6 @@ def _tell(
 def _control_bytes(ledger: dict[str, Any]) -> int:
     """What a hospital's SuperNode sent through the gate's forwarder: TLS bytes of registrations, polls and one answer."""
     return sum(row["bytes"] for row in ledger["rows"] if row.get("kind") == "control")
-
-
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

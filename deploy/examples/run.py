@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import oracles
 from one_machine.consortium import Consortium, Published, Site
 from one_machine.phases import Phases
-from one_machine.processes import Failed, python
+from one_machine.processes import INTERRUPTS, Failed, python
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study
 
@@ -117,10 +116,10 @@ def hapmap_findings(mode: str, study: Study, stores: Stores, results: Mapping[st
     held_out = oracles.pooled(study, stores, "test")
     beta = oracles.coefficients(results["analyses"]["score"]["result"])
     ranks = oracles.auc(held_out, beta), oracles.auc(held_out, expected)
-    told = results["analyses"]["held_out"]["result"].get("auc", {}).get("value")
+    told = results["analyses"]["held_out"]["result"].get("auc")
     lines = [
         (f"AUC on {len(held_out.y)} held-out people {ranks[0]:.3f}, pooled logistic regression {ranks[1]:.3f}; the study's "
-         f"own histogram says {told if told is None else round(told, 3)}", True),
+         f"own histogram says {_interval(told)}", True),
     ]  # fmt: skip
     if mode == "exact":
         worst = oracles.relative_difference(beta, expected)
@@ -129,6 +128,10 @@ def hapmap_findings(mode: str, study: Study, stores: Stores, results: Mapping[st
              f"(bound {SAME:g})", worst <= SAME)
         )  # fmt: skip
     return lines
+
+
+def _interval(auc: Mapping[str, Any] | None) -> str:
+    return "too few people" if auc is None else f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})"
 
 
 EXAMPLES = {
@@ -163,7 +166,7 @@ def main() -> int:
     if arguments.sites < 5:
         print("error: an example runs at 5 hospitals or more\nhint: leave --sites out")
         return 1
-    signal.signal(signal.SIGTERM, _interrupted)
+    INTERRUPTS.install()
     phases = Phases()
     work = Path(tempfile.mkdtemp(prefix="sequester-example-"))
     kept = arguments.keep
@@ -272,10 +275,6 @@ def patients(table: Path) -> int:
 def _skeleton(path: Path) -> dict[str, Any]:
     fields: dict[str, Any] = YAML().load(path.read_text("utf-8"))  # keeps every number's own digits
     return fields
-
-
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,43 @@ ROOT = Path(__file__).resolve().parents[2]
 TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded here: nothing may be imported between fork and exec
+
+
+class Interrupts:
+    """SIGINT and SIGTERM become `KeyboardInterrupt` in the main thread, later where one would lose a process."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._came = False
+
+    def install(self) -> None:
+        """From here on, for the whole program."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._arrived)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What arrives inside is raised at the end. In other threads nothing is raised, so nothing is held."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._came and not self._depth:
+                self._came = False
+                raise KeyboardInterrupt
+
+    def _arrived(self, number: int, frame: object) -> None:
+        if self._depth:
+            self._came = True
+        else:
+            raise KeyboardInterrupt
+
+
+INTERRUPTS = Interrupts()
 
 
 class Failed(Exception):
@@ -127,31 +165,30 @@ class Processes:
         lives_on: bool = True,
     ) -> Running:
         """A process that runs. `stdin` is what it reads, then end of file; `show` lets it write to our terminal."""
-        if self._ending.is_set():
-            raise Failed(f"{name} was not started: everything is being ended")
-        with self._turn:
-            self._numbers[name] = self._numbers.get(name, 0) + 1
-            number = self._numbers[name]
-        suffix = "" if number == 1 else f"-{number}"
-        out, log = self.logs / f"{name}{suffix}.out", self.logs / f"{name}{suffix}.log"
         # The kernel's signal follows the thread that forked: only the main thread lives as long as this program.
         tether = _tether if threading.current_thread() is threading.main_thread() else None
-        with out.open("wb") as stdout, log.open("ab") as stderr:
-            stderr.write(f"$ {shlex.join(command)}\n".encode())
-            stderr.flush()
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-                stdout=None if show else stdout,
-                stderr=None if show else stderr,
-                env=dict(env or environment()),
-                start_new_session=True,
-                preexec_fn=tether,
-            )
-        running = Running(name, kind, popen, out, log, lives_on)
-        with self._turn:
+        # Neither Ctrl-C nor `end` in another thread may come between the start of a process and its registration.
+        with INTERRUPTS.held(), self._turn:
+            if self._ending.is_set():
+                raise Failed(f"{name} was not started: everything is being ended")
+            self._numbers[name] = number = self._numbers.get(name, 0) + 1
+            suffix = "" if number == 1 else f"-{number}"
+            out, log = self.logs / f"{name}{suffix}.out", self.logs / f"{name}{suffix}.log"
+            with out.open("wb") as stdout, log.open("ab") as stderr:
+                stderr.write(f"$ {shlex.join(command)}\n".encode())
+                stderr.flush()
+                popen = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                    stdout=None if show else stdout,
+                    stderr=None if show else stderr,
+                    env=dict(env or environment()),
+                    start_new_session=True,
+                    preexec_fn=tether,
+                )
+            running = Running(name, kind, popen, out, log, lives_on)
             self._running.append(running)
-        self.watch.follow(popen.pid, kind)
+            self.watch.follow(popen.pid, kind)
         if stdin is not None and popen.stdin is not None:
             try:
                 popen.stdin.write(stdin.encode())
@@ -234,9 +271,13 @@ class Processes:
         return int(running.popen.returncode)
 
     def end(self) -> None:
-        """End everything, last started first; safe to call twice and from a signal's exception."""
-        self._ending.set()
+        """End everything, last started first; safe to call twice. A second Ctrl-C does not cut it short."""
+        with INTERRUPTS.held():
+            self._end()
+
+    def _end(self) -> None:
         with self._turn:
+            self._ending.set()
             running, self._running = self._running[::-1], []
         self.watch.sample()
         for one in running:  # all at once, so that nobody waits for a peer that is going too

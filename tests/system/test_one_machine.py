@@ -170,6 +170,6 @@ def test_the_demo_ends_with_one_error_and_stops_everything_when_it_is_told_to(tm
     assert family
     os.kill(said.pid, signal.SIGTERM)
     text, _ = said.communicate(timeout=40)
-    assert said.returncode == 130 and "interrupted" in text and "Traceback" not in text
+    assert said.returncode == 130 and "interrupted" in text and "Traceback" not in text, text
     assert not any(is_running(process.pid) for process in family)
     assert list(tmp_path.glob("sequester-demo-*")) == []
