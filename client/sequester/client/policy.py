@@ -24,6 +24,16 @@ PRIVATE_INSTEAD = {
     "linear": "glm (family linear, private)",
     "glm": "glm (private)",
     "evaluation": "evaluation (private)",
+    "counts": "counts (private)",
+    "quality": "quality (private) of a short declared list",
+    "structure": "projection on public loadings, as scores of the study,",
+    "association": "prs (private) of declared variants",
+    "burden": "glm (private) on burden columns of the table",
+    "survival": "survival, model hazard or kaplan_meier (private),",
+    "penalised": "glm (private) or prs (private)",
+    "prs": "prs (private)",
+    "calibration": "calibration (private)",
+    "reclassification": "reclassification (private)",
 }
 
 
@@ -41,7 +51,9 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    analyses: tuple[str, ...] = ("glm", "linear", "evaluation", "training")
+    analyses: tuple[str, ...] = (
+        "glm", "linear", "evaluation", "training", "counts", "quality", "prs", "survival", "calibration", "reclassification"
+    )  # fmt: skip
     exact: tuple[str, ...] = ()
     exact_iterative: bool = False
     epsilon_study: Number = Decimal("3")

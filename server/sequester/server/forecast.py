@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sequester.protocols import privacy, session
-from sequester.protocols.analyses.registry import Plan
+from sequester.protocols.analyses.cohort import chosen
+from sequester.protocols.analyses.registry import Plan, leaves_a_model
 from sequester.protocols.errors import PrivacyError, RefusalCode
 from sequester.protocols.study import Study
 
@@ -68,7 +69,7 @@ def forecast(study: Study) -> Forecast:
         analyses=rows,
         bytes_a_site=sum(row.bytes_a_round * (row.rounds + row.spares) for row in rows),
         promise=privacy.promise(study),
-        features=len(study.features()),
+        features=private_features(study) or 0,
         verdict=verdict,
         advice=_advice(study, verdict),
     )
@@ -76,18 +77,24 @@ def forecast(study: Study) -> Forecast:
 
 def worth(study: Study) -> str | None:
     """`good`, `noisy` or `refused` for the study's private models; None where it has none."""
-    if not any(plan.mode == "private" and plan.kind != "evaluation" for plan in study.analyses):
+    d = private_features(study)
+    if d is None:
         return None
     reach = study.n0 * float(study.privacy.epsilon)
-    d = len(study.features())
     return "good" if d <= reach / FREE else "noisy" if d <= reach / USELESS else "refused"
+
+
+def private_features(study: Study) -> int | None:
+    """Features of the study's widest private model; None where it trains none."""
+    models = [plan for plan in study.analyses if plan.mode == "private" and leaves_a_model(plan)]
+    return max((len(chosen(study, getattr(plan, "features", "all"))) for plan in models), default=None)
 
 
 def require_worth(study: Study) -> None:
     """`PrivacyError` for a study that would spend patients' budget and learn nothing."""
     if worth(study) == "refused":
         raise PrivacyError(
-            f"{len(study.features())} features at n0 {study.n0} and epsilon {study.privacy.epsilon}: beyond n0 epsilon / "
+            f"{private_features(study)} features at n0 {study.n0} and epsilon {study.privacy.epsilon}: beyond n0 epsilon / "
             f"{USELESS} = {study.n0 * float(study.privacy.epsilon) / USELESS:.0f} private weights are noise",
             hint="use fewer features (a published score counts as one), more patients, or the exact mode's consent",
             code=RefusalCode.BUDGET,
@@ -126,7 +133,7 @@ def _advice(study: Study, verdict: str | None) -> tuple[str, ...]:
         said.append(f"double: a round counts with {least} hospitals or more")
     if verdict == "noisy":
         said.append(
-            f"{len(study.features())} features are more than n0 epsilon / {FREE}: expect a visible loss; rehearse the study"
+            f"{private_features(study)} features are more than n0 epsilon / {FREE}: expect a visible loss; rehearse the study"
         )
     if any(plan.mode == "exact" for plan in study.analyses):
         said.append("exact analyses: every hospital's policy must name them, and the life epsilon of its data ends")

@@ -54,7 +54,7 @@ def templates() -> dict[str, str]:
 
 def new(
     output: Annotated[Path | None, typer.Argument(help="Default: print it. An existing file is left alone.")] = None,
-    template: Annotated[str, typer.Option("--template", help="risk-score or warfarin-dose.")] = "risk-score",
+    template: Annotated[str, typer.Option("--template", help="A wrong name lists them.")] = "risk-score",
     site: Annotated[list[str] | None, typer.Option("--site", help="NAME=KEY (hex), once for each hospital.")] = None,
     consortium: Annotated[str, typer.Option("--consortium", help="Default: this home's consortium.")] = "",
     days: Annotated[int, typer.Option("--days", min=1, help="Days until the study expires.")] = 180,
