@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import loopback
-from loopback import Loopback, enrolled
+from loopback import BUNDLE, Loopback, enrolled
+from sequester.client.gate.audit import verify, witnesses
+from sequester.protocols.errors import StudyError
+from sequester.protocols.signing import sha256
 from sequester.simulate.hospitals import Hospital, hospitals
 
 pytestmark = pytest.mark.system
@@ -56,5 +66,257 @@ def test_a_study_runs_to_its_results_and_every_site_has_a_receipt(alps: Loopback
             results = alps.results(digest)
             assert results["rounds"] == 6
             print(results["round_seconds"], results["wall_seconds"], results["bytes_up"])
+
+    loopback.run(main)
+
+
+async def begin(alps: Loopback, fields: dict[str, object]) -> str:
+    """The digest of a study that runs, every hospital joined."""
+    assert alps.exchange is not None
+    digest = await alps.publish_and_approve(alps.study(fields))
+    alps.exchange.start(digest)
+    assert set((await alps.call(digest)).values()) == {("joined", "")}
+    return digest
+
+
+def long(simulated: object, **changed: object) -> dict[str, object]:
+    """A study of forty rounds: long enough to do something to it."""
+    analyses = [{"kind": "glm", "name": "score", "rounds": 40, "prevalence": "0.15"}]
+    return risk(simulated, analyses=analyses, **changed)
+
+
+async def closed(alps: Loopback, digest: str, rounds: int) -> None:
+    """Wait for so many closed rounds."""
+    assert alps.exchange is not None
+    store = alps.exchange.store
+    await alps.until(lambda: len(store.facts(digest)) >= rounds)
+
+
+def steps(alps: Loopback, digest: str) -> list[int]:
+    assert alps.exchange is not None
+    return [f["step"] for f in alps.exchange.store.facts(digest)]
+
+
+def test_an_exchange_that_dies_takes_up_from_the_last_closed_round(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving():
+            digest = await begin(alps, long(simulated))
+            for rounds in (3, 10, 20):
+                await closed(alps, digest, rounds)
+                await alps.close_exchange()
+                began = time.monotonic()
+                await alps.open_exchange()
+                await closed(alps, digest, rounds + 2)
+                assert time.monotonic() - began < 10
+            assert (await alps.ended(digest))["state"] == "done"
+            assert steps(alps, digest) == list(range(40))  # none twice, none left out
+
+    loopback.run(main)
+
+
+def test_a_gate_that_dies_comes_back_to_the_round_it_was_in(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving():
+            digest = await begin(alps, long(simulated, aggregation={"mode": "strict", "round_deadline_s": 5}))
+            for name, rounds in (("lake", 4), ("metro", 12)):
+                await closed(alps, digest, rounds)
+                await alps.hospitals[name].close()
+                await alps.hospitals[name].open().resume()
+            status = await alps.ended(digest)
+            assert status["state"] == "done", status
+            assert status["receipts"] == ["harbor", "lake", "metro"]
+
+    loopback.run(main)
+
+
+def test_a_killed_compute_is_started_again_on_the_same_cohort(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving():
+            digest = await begin(alps, long(simulated))
+            gate = alps.hospitals["lake"].gate
+            assert gate is not None
+            for rounds in (3, 9, 15):
+                await closed(alps, digest, rounds)
+                compute = gate.sessions[digest]._compute
+                assert compute is not None
+                os.kill(compute.pid, signal.SIGKILL)
+            assert (await alps.ended(digest))["state"] == "done"
+
+    loopback.run(main)
+
+
+def test_a_withdrawn_study_ends_all_local_work_within_seconds(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated))
+            await closed(alps, digest, 3)
+            gates = [h.gate for h in alps.hospitals.values() if h.gate is not None]
+            pids = [s._compute.pid for g in gates for s in g.sessions.values() if s._compute is not None]
+            assert len(pids) == 3
+            began = time.monotonic()
+            await exchange.control(digest, "withdraw")
+            await alps.until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 10)
+            assert time.monotonic() - began < 5
+            assert {g.outcome(digest) for g in gates} == {"withdrawn"}
+            assert exchange.status(digest)["state"] == "withdrawn"
+            assert set(exchange.store.receipts(digest)) == set(alps.hospitals)
+            assert await gates[0].join(digest, sha256(BUNDLE)) == ("refused", "STUDY")
+
+    loopback.run(main)
+
+
+def test_a_hospital_that_leaves_ends_a_strict_study_with_its_name(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving():
+            digest = await begin(alps, long(simulated))
+            await closed(alps, digest, 3)
+            gate = alps.hospitals["metro"].gate
+            assert gate is not None
+            await gate.sessions[digest].withdraw()
+            status = await alps.ended(digest)
+            assert status["state"] == "abandoned" and "metro" in status["reason"], status
+            assert gate.outcome(digest) == "withdrawn"
+
+    loopback.run(main)
+
+
+def test_three_hospitals_with_one_away_end_as_abandoned_and_say_so(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving():
+            quick = {"mode": "strict", "round_deadline_s": 1}
+            digest = await begin(alps, long(simulated, aggregation=quick, spare_attempts=1))
+            await closed(alps, digest, 3)
+            await alps.hospitals["harbor"].close()
+            status = await alps.ended(digest)
+            assert status["state"] == "abandoned" and "harbor" in status["reason"], status
+            assert "2 of 3 sites delivered" in status["reason"]
+
+    loopback.run(main)
+
+
+def test_a_held_study_opens_no_round_until_it_is_released(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated))
+            await closed(alps, digest, 3)
+            await exchange.control(digest, "hold")
+            await asyncio.sleep(1.0)
+            held = len(exchange.store.facts(digest))
+            await asyncio.sleep(1.0)
+            assert len(exchange.store.facts(digest)) == held < 40
+            assert exchange.status(digest)["state"] == "held"
+            await exchange.control(digest, "release")
+            assert (await alps.ended(digest))["state"] == "done"
+
+    loopback.run(main)
+
+
+def test_two_studies_run_at_once_on_one_budget(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            one = await begin(alps, long(simulated, privacy={"epsilon": "1", "delta": "0.000001", "order": "22"}))
+            fields = risk(simulated, lineage="other", privacy={"epsilon": "1", "delta": "0.000001", "order": "22"})
+            two = await begin(alps, fields)
+            assert set(exchange.running()) == {one, two}
+            assert (await alps.ended(two))["state"] == "done"
+            assert (await alps.ended(one))["state"] == "done"
+            ledger = alps.hospitals["lake"].ledger
+            assert ledger is not None
+            assert ledger.charges_spent(one) == {"score": 40} and ledger.charges_spent(two) == {
+                "score": 5,
+                "held_out": 1,
+            }
+            assert ledger.balance().reserved == 0
+
+    loopback.run(main)
+
+
+def test_a_gate_whose_journal_is_gone_suspends_the_study_and_a_new_epoch_ends_it(
+    alps: Loopback, simulated: object
+) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated, aggregation={"mode": "strict", "round_deadline_s": 5}))
+            await closed(alps, digest, 5)
+            lake = alps.hospitals["lake"]
+            await lake.close()
+            shutil.rmtree(lake.home.consortium("alps") / "journal" / digest)
+            gate = lake.open()
+            assert await gate.join(digest, sha256(BUNDLE)) == ("joined", "")
+            await alps.until(lambda: digest not in exchange.running())
+            status = exchange.status(digest)
+            assert status["state"] == "suspended" and status["reason"].startswith("site 1 lost its journal"), status
+            before = len(exchange.store.facts(digest))
+            exchange.start(digest)
+            status = await alps.ended(digest)
+            assert status["state"] == "done", status
+            assert steps(alps, digest) == list(range(40)) and before >= 5
+            assert lake.ledger is not None and 40 <= lake.ledger.charges_spent(digest)["score"] <= 48
+
+    loopback.run(main)
+
+
+def test_a_ledger_put_back_from_yesterday_is_noticed_by_its_own_command_and_by_its_peers(
+    alps: Loopback, simulated: object
+) -> None:
+    async def main() -> None:
+        lake = alps.hospitals["lake"]
+        folder = lake.home.dataset("main")
+        async with alps.serving() as exchange:
+            first = await begin(alps, risk(simulated, privacy={"epsilon": "1", "delta": "0.000001", "order": "22"}))
+            assert (await alps.ended(first))["state"] == "done"
+            await lake.close()
+            assert verify(folder, witnesses([lake.home.consortium("alps")], "main")).bad == 0
+            whole = (folder / "ledger.db").read_bytes()
+            cut = sqlite3.connect(folder / "ledger.db")
+            cut.execute("DROP TRIGGER no_delete")
+            cut.execute("DELETE FROM rows WHERE seq > (SELECT MAX(seq) FROM rows) - 3")
+            cut.commit()
+            cut.close()
+            assert verify(folder, witnesses([lake.home.consortium("alps")], "main")).bad > 0  # its own command
+            for name in ("receipts", "advertisements.json"):  # even where the site's own witnesses are gone as well
+                path = lake.home.consortium("alps") / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            lake.open()
+            second = await alps.publish_and_approve(alps.study(risk(simulated, lineage="second", privacy={
+                "epsilon": "1", "delta": "0.000001", "order": "22",
+            })))  # fmt: skip
+            exchange.start(second)
+            await alps.call(second)
+            await alps.until(lambda: second not in exchange.running())
+            status = exchange.status(second)
+            assert status["state"] != "done", status
+            gate = lake.gate
+            assert gate is not None and gate.sessions[second]._member.state == "HALTED"
+            assert exchange.store.facts(second) == []  # nothing was opened on a budget that came back
+            assert len(whole) > 0
+
+    loopback.run(main)
+
+
+def test_a_study_that_one_hospital_has_not_approved_does_not_start(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await alps.publish_and_approve(alps.study(risk(simulated)), but=["metro"])
+            with pytest.raises(StudyError, match=r"metro \(not decided\)"):
+                exchange.start(digest)
+            gate = alps.hospitals["metro"].gate
+            assert gate is not None
+            assert await gate.join(digest, sha256(BUNDLE)) == ("refused", "NOT_READY")
+
+    loopback.run(main)
+
+
+def test_another_bundle_or_another_study_under_an_old_approval_is_refused(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            approved = await alps.publish_and_approve(alps.study(risk(simulated)))
+            other = exchange.publish(alps.signed(alps.study(risk(simulated, lineage="other"))), BUNDLE)
+            gate = alps.hospitals["lake"].gate
+            assert gate is not None
+            assert await gate.join(approved, sha256(b"a program")) == ("refused", "STUDY")
+            assert not await gate.bundle_approved(sha256(b"a program"))
+            assert (await gate.join(other, sha256(BUNDLE)))[0] == "refused"
+            assert gate.sessions == {}
 
     loopback.run(main)

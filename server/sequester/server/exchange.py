@@ -18,7 +18,9 @@ from typing import Any
 
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, RoundAbandoned, SequesterError, StudyError
-from sequester.protocols.secagg.messages import Message, Resume
+from sequester.protocols.secagg import keys
+from sequester.protocols.secagg.member import adv_json
+from sequester.protocols.secagg.messages import KeyAdvertisement, Message, Resume
 from sequester.protocols.signing import open_document, sha256
 from sequester.protocols.states import FINAL, StudyState
 from sequester.protocols.study import Study, parse_study
@@ -63,6 +65,7 @@ class Running:
     streams: dict[str, Stream] = field(default_factory=dict)
     reports: dict[str, str] = field(default_factory=dict)
     receipts: asyncio.Event = field(default_factory=asyncio.Event)
+    is_over: bool = False
     task: asyncio.Task[None] | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -227,6 +230,7 @@ class Exchange:
         running.run.stop()
         if running.task is not None and running.task is not asyncio.current_task():
             running.task.cancel()
+        running.is_over = True
         for stream in running.streams.values():
             stream.say(self._farewell(digest, state))
         if running.streams:
@@ -357,7 +361,13 @@ class Exchange:
     async def _listen(self, site: str, study: Study, digest: str, running: Running | None, read: Read) -> None:
         index = study.site_ids.index(site)
         reader = Reader(Limits.for_study(study))
-        while (frame := await read()) is not None:
+        while True:
+            frame = await read()
+            if frame is None:
+                if running is not None and self._running.get(digest) is running and running.is_over:
+                    # what its peers still say goes out before this stream closes
+                    await asyncio.wait_for(running.receipts.wait(), RECEIPTS_S)
+                return
             size = frame.ByteSize()
             if size > MAX_FRAME_BYTES:
                 raise PeerError(f"a frame of {size} bytes, at most {MAX_FRAME_BYTES} are allowed")
@@ -373,12 +383,21 @@ class Exchange:
                         self._all_receipts(digest, running)
                 case pb.Hello() | pb.Stop() | pb.Done():
                     raise PeerError(f"{type(message).__name__} in the middle of a stream")
+                case KeyAdvertisement() if running is None:
+                    self._closing(study, index, message)
                 case _ if running is None or self._running.get(digest) is not running:
                     continue  # the study ended while this was on its way
                 case Resume():
                     await running.run.stands(index, None if message.state == "IDLE" else message)
                 case _:
                     await running.run.handle(index, message)
+
+    def _closing(self, study: Study, index: int, adv: KeyAdvertisement) -> None:
+        """The last head that a hospital signed, from one that comes when the study is over: kept for later studies."""
+        key = study.roster[index]
+        if not keys.is_signed(key, adv.signature, keys.advertisement_bytes(adv)):
+            raise PeerError(f"the advertisement of site {index} is not signed by it")
+        self.store.witness(key, adv.data_set, adv.counter, adv_json(adv))
 
     def _receipt(self, site: str, study: Study, digest: str, raw: bytes) -> None:
         body = open_document(raw, "receipt", study.roster[study.site_ids.index(site)]).body

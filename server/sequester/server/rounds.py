@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,8 @@ class StudyRun:
         self._restored = bool(records := store.records(digest, epoch))
         self._is_long = max(privacy.layout(study, plan, 0).length for plan in study.analyses) > LONG_WORDS
         deadline = float(study.aggregation.round_deadline_s)
-        if records:
-            self._machine = Aggregator.restore(records, self._params, deadline)
-        else:
-            self._machine = Aggregator(self._params, deadline)
+        left = max(1.0, (study.expires_at - datetime.now(UTC)).total_seconds())
+        self._machine = Aggregator.restore(records, self._params, deadline, set_up_s=left)
         self._machine.knows(adv_from_json(row) for row in store.witnessed())
         if self._machine.state == "COLLECTING":
             # sites may deliver the round that was open before `run` gets there
@@ -95,8 +94,7 @@ class StudyRun:
             else:
                 effects = self._machine.handle(index, message)
             if isinstance(message, KeyAdvertisement):
-                key = self.study.roster[index]
-                self._store.witness(key, message.data_set, message.counter, adv_json(message))
+                self._store.witness(self.study.roster[index], message.data_set, message.counter, adv_json(message))
             await self._perform(effects)
 
     async def stands(self, index: int, resume: Resume | None) -> None:

@@ -38,6 +38,7 @@ from sequester.protocols.secagg.messages import (
     Contribute,
     Effect,
     Evidence,
+    KeyAdvertisement,
     MaskedInput,
     Message,
     Persist,
@@ -194,11 +195,13 @@ class Session:
             while self.final is None:
                 await self._take(reader.take(await self._read(call)))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._until_closed(call), _HELLO_S)  # the receipt is on its way
+                await asyncio.wait_for(self._until_closed(call, reader), _HELLO_S)  # the receipt is on its way
 
-    async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> None:
-        while await call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
-            pass
+    async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame], reader: Reader) -> None:
+        """Hear the others' closing advertisements until the exchange hangs up."""
+        while isinstance(frame := await call.read(), pb.Frame):
+            if isinstance(message := reader.take(frame), KeyAdvertisement):
+                self._member.handle(message)
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
         frame = await call.read()
@@ -231,6 +234,7 @@ class Session:
         self._end(state)
         if self._call is not None:
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._perform(self._member.closing(*self._ledger.head()))
                 await self._send_receipt(state)
                 await self._call.done_writing()
 

@@ -81,13 +81,14 @@ class _Open:
 class Aggregator:
     """One protocol session at the exchange."""
 
-    def __init__(self, params: SessionParams, deadline_s: float) -> None:
+    def __init__(self, params: SessionParams, deadline_s: float, set_up_s: float | None = None) -> None:
         session.check_params(params)
         self.state = "KEYS"
         self.params = params
         self.last_round = 0
         self.withdrawn: set[int] = set()
         self._deadline_s = deadline_s
+        self._set_up_s = deadline_s if set_up_s is None else set_up_s  # hospitals come when they come
         self._token = 0
         self._advs: dict[int, KeyAdvertisement] = {}
         self._ratifications: dict[int, Ratification] = {}
@@ -249,7 +250,7 @@ class Aggregator:
         if not keys.is_signed(self.params.roster[sender], adv.signature, keys.advertisement_bytes(adv)):
             raise PeerError(f"the advertisement of site {sender} is not signed by it")
         if self.state != "KEYS" or sender in self._advs:
-            return []
+            return self._closing(sender, adv)
         self._advs[sender] = adv
         self._known_advs[keys.seen_hash(adv)] = adv
         record = Persist(_record("adv", adv_json(adv)))
@@ -258,6 +259,14 @@ class Aggregator:
         self.state = "RATIFYING"
         roster = self._roster_message()
         return [record, *(Send(roster, i) for i in range(len(self.params.roster))), self._clock()]
+
+    def _closing(self, sender: int, adv: KeyAdvertisement) -> list[Effect]:
+        """A site's ledger has grown since set-up: its peers keep the newest head it signed."""
+        held = self._advs.get(sender)
+        if held is None or adv.kx != held.kx or adv.counter <= held.counter:
+            return []
+        self._known_advs[keys.seen_hash(adv)] = adv
+        return [Send(adv, i) for i in range(len(self.params.roster)) if i != sender]
 
     def _roster_message(self) -> Roster:
         return Roster(tuple(self._advs[i] for i in sorted(self._advs)))
@@ -571,14 +580,16 @@ class Aggregator:
 
     def _clock(self) -> Deadline:
         self._token += 1
-        return Deadline(self._token, self._deadline_s)
+        return Deadline(self._token, self._set_up_s if self.state in ("KEYS", "RATIFYING") else self._deadline_s)
 
     # ---- restart ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def restore(cls, records: Iterable[bytes], params: SessionParams, deadline_s: float) -> Aggregator:
+    def restore(
+        cls, records: Iterable[bytes], params: SessionParams, deadline_s: float, set_up_s: float | None = None
+    ) -> Aggregator:
         """The aggregator whose journal this is. An open round is collecting again: sites re-send their stored bytes."""
-        machine = cls(params, deadline_s)
+        machine = cls(params, deadline_s, set_up_s)
         for record in records:
             head, _, payload = record.partition(b"\n")
             machine._replay(json.loads(head), payload)

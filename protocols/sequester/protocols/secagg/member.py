@@ -72,6 +72,9 @@ HEARS: dict[type[Any], frozenset[str]] = {
     UnmaskRequest: frozenset({"MASKED", "ACKED", "RELEASED"}),
     SeedRequest: frozenset({"RATIFIED", "READY", "HELD", "COMPUTING", "MASKED", "ACKED", "RELEASED"}),
     RoundCancel: frozenset({"COMPUTING", "MASKED", "ACKED", "CANCELLED"}),
+    KeyAdvertisement: frozenset(
+        {"RATIFIED", "READY", "HELD", "COMPUTING", "MASKED", "ACKED", "RELEASED", "CANCELLED", "HALTED"}
+    ),
 }
 SERVES_SEEDS = frozenset({"COMPUTING", "MASKED", "ACKED", "RELEASED"})  # of the round this site is in
 BEFORE_ROUNDS = frozenset({"IDLE", "ADVERTISED"})
@@ -219,6 +222,8 @@ class Member:
                 return self._seeds(message)
             case RoundCancel():
                 return self._cancel(message)
+            case KeyAdvertisement():
+                return self._witness(message)
             case _:
                 raise PeerError(f"{type(message).__name__} is not for a site")
 
@@ -316,6 +321,26 @@ class Member:
                 {"counter": adv.counter, "head": adv.head.hex()},
             )
         return []
+
+    def _witness(self, adv: KeyAdvertisement) -> list[Effect]:
+        """A peer's closing advertisement: the newest head of its ledger that it signed in this session (C28)."""
+        n = len(self._params.roster)
+        if adv.index == self._index or not 0 <= adv.index < n or adv.session_id != self.session_id:
+            raise PeerError("a closing advertisement of another session, or my own")
+        key = self._params.roster[adv.index]
+        if not keys.is_signed(key, adv.signature, keys.advertisement_bytes(adv)):
+            raise PeerError(f"the closing advertisement of site {adv.index} is not signed by it")
+        self._rules.saw(key, adv)
+        return []
+
+    def closing(self, counter: int, head: bytes) -> list[Effect]:
+        """When the study is over here: the ledger's head again, so that peers notice a copy from before this study."""
+        if self._adv is None:
+            return []
+        unsigned = replace(self._adv, counter=counter, head=head, signature=b"")
+        adv = replace(unsigned, signature=self._sign(keys.advertisement_bytes(unsigned)))
+        self._rules.saw(self._params.roster[self._index], adv)
+        return [Send(adv)]
 
     def _halt(self, what: str, proof: dict[str, Any]) -> list[Effect]:
         self.state = "HALTED"

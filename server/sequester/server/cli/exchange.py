@@ -155,7 +155,7 @@ def results(
     home: HomeOption = None,
 ) -> None:
     """Fetch the results of a study that is done and write the report, the model and every hospital's receipt."""
-    from sequester.server.report.results_folder import write  # type: ignore[import-untyped, unused-ignore]
+    from sequester.server.report.results_folder import write
 
     digest = _digest(home, study)
     texts = json.loads(_call(home, "Result", _request(digest)).data)
@@ -226,7 +226,7 @@ def _hint(row: dict[str, Any]) -> str:
 def _follow(home: Path | None, digest: str, quiet: bool) -> dict[str, Any]:
     """The study's last status, after showing its rounds until it ends."""
     from sequester.server.coordinator import coordinator_stub
-    from sequester.server.report.progress import follow  # type: ignore[import-untyped, unused-ignore]
+    from sequester.server.report.progress import follow
 
     stops = {*FINAL, StudyState.SUSPENDED}
     with coordinator_stub(home_of(home)) as ask:
