@@ -245,7 +245,7 @@ def test_a_gate_whose_journal_is_gone_suspends_the_study_and_a_new_epoch_ends_it
             assert await gate.join(digest, sha256(BUNDLE)) == ("joined", "")
             await alps.until(lambda: digest not in exchange.running())
             status = exchange.status(digest)
-            assert status["state"] == "suspended" and status["reason"].startswith("site 1 lost its journal"), status
+            assert status["state"] == "suspended" and "site 1 lost its journal" in status["reason"], status
             before = len(exchange.store.facts(digest))
             exchange.start(digest)
             status = await alps.ended(digest)

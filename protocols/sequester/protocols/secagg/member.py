@@ -270,9 +270,10 @@ class Member:
         pairs = keys.pair_keys(self._kx, self._index, [adv.kx for adv in advs], roster)
         seen = []
         for adv, key in zip(advs, self._params.roster, strict=True):
-            self._rules.saw(key, adv)
+            # before the new one is kept: a ledger that was put back and has grown again since would pass for the newest
             highest = self._rules.highest_seen(key, adv.data_set)
             seen.append(keys.seen_hash(highest) if highest is not None else b"")
+            self._rules.saw(key, adv)
         self._roster_hash, self._pairs, self._seen = roster, pairs, tuple(seen)
         self.state = "RATIFIED"
         record = {"kx": [adv.kx.hex() for adv in advs], "seen": [s.hex() for s in seen]}
