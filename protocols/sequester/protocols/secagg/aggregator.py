@@ -332,7 +332,11 @@ class Aggregator:
             r.total += y
         # in strict mode nobody is ever taken back out: the vector itself need not be kept
         r.inputs[sender] = message if double else replace(message, y=without_words(y))
-        return self._close() if len(r.inputs) == len(r.start.active) else []
+        return self._close() if self._nobody_is_waited_for(r) else []
+
+    def _nobody_is_waited_for(self, r: _Open) -> bool:
+        """True where every active site has delivered, refused or left."""
+        return all(i in r.inputs or i in r.refused or i in self.withdrawn for i in r.start.active)
 
     def _hold(self, sender: int, message: Hold) -> list[Effect]:
         """A person is looking: the deadline starts again, once for each site and round."""
@@ -513,8 +517,7 @@ class Aggregator:
             return []
         if message.box_failed is None:
             r.refused.add(sender)
-            remaining = [i for i in r.start.active if i not in r.inputs and i not in r.refused]
-            if self.state == "COLLECTING" and sender not in r.inputs and not remaining:
+            if self.state == "COLLECTING" and sender not in r.inputs and self._nobody_is_waited_for(r):
                 return self._close()
             return []
         if self.state != "UNMASKING" or message.box_failed not in r.survivors:
@@ -544,7 +547,7 @@ class Aggregator:
         if self.state in ("KEYS", "RATIFYING"):
             return self._fail(f"site {sender} withdrew during set-up", (sender,))
         if r is not None and self.state == "COLLECTING" and sender in r.start.active and sender not in r.inputs:
-            if all(i in r.inputs or i in self.withdrawn for i in r.start.active):
+            if self._nobody_is_waited_for(r):
                 return self._close()
         return []
 
