@@ -43,7 +43,7 @@ nightly: $(VENV)/.made   ## mutation of every check, the full kill matrix, the l
 	$(BIN)/python tests/mutate.py
 
 bench: $(VENV)/.made   ## ratios, side by side, in one run; never an assertion on absolute time
-	$(BIN)/python -m tests.bench
+	PYTHONPATH=tests $(BIN)/python -m bench
 
 proto: $(VENV)/.made   ## regenerate exchange_pb2.py after a change of exchange.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=protocols/sequester/protocols --python_out=protocols/sequester/protocols --pyi_out=protocols/sequester/protocols exchange.proto
