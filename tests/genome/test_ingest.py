@@ -22,8 +22,8 @@ from sequester.client.cli import data
 from sequester.client.compute.cohort import StoredCohort
 from sequester.client.compute.genome.panel import load
 from sequester.client.compute.genome.plink import PlinkFiles
-from sequester.client.config import Home
-from sequester.client.ingest import freeze, genotypes
+from sequester.client.config import Home, genotype_files
+from sequester.client.ingest import freeze
 from sequester.client.ingest.genotypes import Choices, ingest
 from sequester.client.ingest.report import CATEGORIES
 from sequester.protocols.errors import SiteError
@@ -357,16 +357,19 @@ def test_a_mixed_strand_file_is_called_one_and_names_are_escaped(tmp_path: Path)
 @pytest.mark.parametrize("named", ["https://example.org/x.vcf.gz", "s3://bucket/*.bed"])
 def test_a_url_is_not_a_path_in_any_reader(named: str) -> None:
     with pytest.raises(SiteError, match="not a path"):
-        genotypes.sources(named)
+        genotype_files(named)
 
 
 def test_names_are_found_by_pattern_and_nothing_else_is_taken(tmp_path: Path) -> None:
     for name in ("a.vcf.gz", "b.bed", "c.pgen", "d.bgen", "e.txt", "f.bcf", "b.bim"):
         (tmp_path / name).write_text("")
-    found = genotypes.sources(str(tmp_path / "*"))
+    found = genotype_files(str(tmp_path / "*"))
     assert [p.name for p in found] == ["a.vcf.gz", "b", "c", "d.bgen", "f.bcf"]
     with pytest.raises(SiteError, match="nothing matches"):
-        genotypes.sources(str(tmp_path / "*.vcf"))
+        genotype_files(str(tmp_path / "*.vcf"))
+    home = site(tmp_path / "i", tmp_path / "a.vcf.gz", "GRCh38", table(tmp_path / "p.csv", ["p1"]))
+    with pytest.raises(SiteError, match="was not ingested"):
+        freeze.freeze(home, home.config(), study_of(panel_lines("GRCh38", 3)[1], "GRCh38"), "ab" * 32)
     with pytest.raises(SiteError, match="is not a file"):
         home = site(tmp_path / "h", tmp_path / "no.vcf", "GRCh37")
         ingest(home, home.config(), Choices(), quiet)

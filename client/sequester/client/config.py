@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import tomllib
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,7 +35,11 @@ class SiteSection(_Section):
 
 
 class DataSection(_Section):
-    """One data set: PLINK files (prefix of .bed/.bim/.fam or .pgen/.pvar/.psam) and one row per patient of text columns."""
+    """One data set: genotype files and one row per patient of text columns.
+
+    `genotypes`: a prefix of .bed/.bim/.fam or .pgen/.pvar/.psam, a .vcf, .vcf.gz, .bcf or .bgen file, or a pattern with
+    * or ? in its last part that names several of either.
+    """
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] = "main"
     genotypes: str | None = None
@@ -47,6 +52,29 @@ class ComputeSection(_Section):
     """Where torch computes: `cpu`, or `cuda` on a machine that has one. Linear models in closed form use neither."""
 
     device: Literal["cpu", "cuda"] = "cpu"
+
+
+ONE_PASS = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf", ".bgen")  # files that are read once, by `data ingest`
+
+
+def genotype_files(named: str | None) -> list[Path]:
+    """The one-pass files and PLINK prefixes that `genotypes` in site.toml names, in order of their names."""
+    if not named:
+        raise SiteError("site.toml names no genotypes", hint="set `genotypes` under [data]")
+    if "://" in named:
+        raise SiteError(f"{named} is not a path", hint="genotypes are read from files of this machine only")
+    path = Path(named).absolute()
+    if not has_magic(path.name):
+        return [path]
+    found = []
+    for match in sorted(path.parent.glob(path.name)):
+        if match.name.endswith(ONE_PASS):
+            found.append(match)
+        elif match.suffix in (".bed", ".pgen"):
+            found.append(match.with_suffix(""))
+    if not found:
+        raise SiteError(f"nothing matches {named}", hint="a pattern names .vcf.gz, .bcf, .bgen, .bed or .pgen files")
+    return found
 
 
 class NetworkSection(_Section):

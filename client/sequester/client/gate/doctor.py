@@ -23,7 +23,7 @@ import grpc
 from cryptography import x509
 
 from sequester.client import isolation
-from sequester.client.config import Home, SiteConfig
+from sequester.client.config import ONE_PASS, Home, SiteConfig, genotype_files
 from sequester.client.gate import enrolment, tls
 from sequester.client.gate.reach import dial, presented
 from sequester.protocols.enrolment import clock_fault, read_token
@@ -175,12 +175,17 @@ def _disk(home: Home) -> Iterator[Finding]:
 
 def _data(config: SiteConfig) -> Iterator[Finding]:
     data = config.data
-    for test, named, endings in (("genotypes", data.genotypes, _GENOTYPES), ("phenotypes", data.phenotypes, (("",),))):
+    for test, named in (("genotypes", data.genotypes), ("phenotypes", data.phenotypes)):
         if named is None:
             yield Finding(test, "warn", f"site.toml names no {test}", f"write `{test}` under [data]")
             continue
-        sets = [[Path(named + ending) for ending in choice] for choice in endings]
-        paths = next((paths for paths in sets if paths[0].exists()), sets[0])
+        try:
+            paths = [Path(named)]
+            if test == "genotypes":
+                paths = [file for path in genotype_files(named) for file in _genotype_set(path)]
+        except SiteError as error:
+            yield Finding(test, "fail", error.message, error.hint)
+            continue
         faults = [text for path in paths if (text := _unreadable(path))]
         if faults:
             yield Finding(
@@ -188,6 +193,14 @@ def _data(config: SiteConfig) -> Iterator[Finding]:
             )
         else:
             yield Finding(test, "ok", f"{', '.join(path.name for path in paths)} can be read")
+
+
+def _genotype_set(path: Path) -> list[Path]:
+    """The files that must be there for one of the files or prefixes that site.toml names."""
+    if path.name.endswith(ONE_PASS):
+        return [path]
+    sets = [[path.with_name(path.name + ending) for ending in choice] for choice in _GENOTYPES]
+    return next((paths for paths in sets if paths[0].exists()), sets[0])
 
 
 def _unreadable(path: Path) -> str:

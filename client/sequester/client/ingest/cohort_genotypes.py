@@ -17,7 +17,7 @@ from sequester.client.compute.genome.harmonise import Wanted, in_build
 from sequester.client.compute.genome.harmonise import of_study as wanted_of
 from sequester.client.compute.genome.panel import load
 from sequester.client.compute.genome.plink import PlinkFiles
-from sequester.client.config import Home, SiteConfig
+from sequester.client.config import ONE_PASS, Home, SiteConfig, genotype_files
 from sequester.client.ingest.durable import sha256_of
 from sequester.protocols.errors import SiteError
 from sequester.protocols.study import Study
@@ -56,7 +56,12 @@ def of_study(home: Home, config: SiteConfig, study: Study) -> Genotypes:
             hint="`sequester-client data ingest` first, if the panel carries both builds; or lift the files over and "
             "declare their new build; nothing is lifted silently",
         )
-    files = PlinkFiles(named)
+    paths = genotype_files(named)
+    if len(paths) > 1 or paths[0].name.endswith(ONE_PASS):
+        raise SiteError(
+            f"{named} was not ingested", hint="`sequester-client data ingest` reads such files once, then freeze"
+        )
+    files = PlinkFiles(str(paths[0]))
     if len(files.variants) < ROWS:  # too few for any evidence
         return Genotypes(files, wanted)
     found = evidence(files.variants, load())

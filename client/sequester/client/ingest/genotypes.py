@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import dataclass
-from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 from sequester.client.compute.genome.harmonise import Palindromic
 from sequester.client.compute.genome.source import Reading
-from sequester.client.config import Home, SiteConfig
+from sequester.client.config import ONE_PASS, Home, SiteConfig, genotype_files
 from sequester.client.ingest import report
 from sequester.client.ingest.convert import convert, finished
 from sequester.client.ingest.durable import sha256_of
@@ -25,7 +24,6 @@ from sequester.client.ingest.store import Assembled, Given, Order, assemble
 from sequester.protocols.errors import SiteError
 
 DEFAULT_READING = Reading()
-ONE_PASS = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf", ".bgen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def ingest(home: Home, config: SiteConfig, choices: Choices, progress: Progress)
     Files that cannot be used end as a `SiteError`; the report then says so too, and no store is left.
     """
     folder = home.dataset(config.data.id)
-    paths = sources(config.data.genotypes)
+    paths = genotype_files(config.data.genotypes)
     parts = folder / "parts"
     given = []
     for path in paths:
@@ -71,25 +69,6 @@ def ingest(home: Home, config: SiteConfig, choices: Choices, progress: Progress)
         if left.name not in {Path(g.prefix).parent.name for g in given}:
             shutil.rmtree(left, ignore_errors=True)
     return account
-
-
-def sources(named: str | None) -> list[Path]:
-    """The files or PLINK prefixes that `genotypes` in site.toml names: a path, a prefix, or a pattern with * or ?."""
-    if not named:
-        raise SiteError("site.toml names no genotypes", hint="set `genotypes` under [data]")
-    if "://" in named:
-        raise SiteError(f"{named} is not a path", hint="genotypes are read from files of this machine only")
-    if not has_magic(named):
-        return [Path(named).absolute()]
-    found = []
-    for path in sorted(Path(named).absolute().parent.glob(Path(named).name)):
-        if path.name.endswith(ONE_PASS):
-            found.append(path)
-        elif path.suffix in (".bed", ".pgen"):
-            found.append(path.with_suffix(""))
-    if not found:
-        raise SiteError(f"nothing matches {named}", hint="a pattern names .vcf.gz, .bcf, .bgen, .bed or .pgen files")
-    return found
 
 
 def _converted(path: Path, parts: Path, reading: Reading, progress: Progress) -> Given:

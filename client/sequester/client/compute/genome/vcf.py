@@ -244,7 +244,8 @@ class VcfFile:
         calls = dosages = None
         if not reason:
             try:
-                calls = None if variant.genotype is None else variant.genotype.array()
+                genotype = variant.genotype  # each access decodes the row
+                calls = None if genotype is None else genotype.array()
             except Exception:  # cyvcf2 raises nothing narrower where a row has no GT
                 calls = None
             if self.has_dosages:
@@ -262,8 +263,10 @@ class VcfFile:
                 reason = "no_genotypes"
         code = chromosome_code(variant.CHROM)
         for k, counted in enumerate(alternatives, 1):
-            genotypes: NDArray[Any] = missing(n)
-            if calls is not None:
+            genotypes: NDArray[Any]
+            if calls is None:
+                genotypes = missing(n)
+            else:
                 genotypes = self._copies(calls, k, len(alternatives), hemizygous=code in (X, Y))
             if dosages is not None:
                 genotypes = self._dosages(row, dosages[:, k - 1], genotypes)
@@ -285,13 +288,21 @@ class VcfFile:
     def _copies(self, calls: NDArray[np.int16], k: int, alternatives: int, *, hemizygous: bool) -> NDArray[np.int8]:
         """int8 (samples,) copies of allele k; calls: int16 (samples, ploidy + 1), -1 missing, -2 beyond a call's ploidy."""
         alleles = calls[:, :-1]
-        if alleles.shape[1] == 2:  # by columns: numpy is slow over an axis of two
-            first, second = alleles[:, 0], alleles[:, 1]
-            copies: NDArray[np.int8] = (first == k).astype(np.int8) + (second == k).astype(np.int8)
-            if min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= alternatives:
-                return copies
-        else:
-            copies = (alleles == k).sum(axis=1).astype(np.int8)
+        if alleles.shape[1] != 2:
+            return self._odd_copies(alleles, k, alternatives, hemizygous=hemizygous)
+        first, second = alleles[:, 0], alleles[:, 1]  # by columns: numpy is slow over an axis of two
+        copies: NDArray[np.int8] = (first == k).astype(np.int8) + (second == k).astype(np.int8)
+        low, high = np.minimum(first, second), np.maximum(first, second)
+        odd = np.flatnonzero((low < 0) | (high > alternatives))
+        if len(odd):
+            copies[odd] = self._odd_copies(alleles[odd], k, alternatives, hemizygous=hemizygous)
+        return copies
+
+    def _odd_copies(
+        self, alleles: NDArray[np.int16], k: int, alternatives: int, *, hemizygous: bool
+    ) -> NDArray[np.int8]:
+        """Copies where not every call is of two listed alleles; what is no such call is counted by its reason."""
+        copies = (alleles == k).sum(axis=1).astype(np.int8)
         called = (alleles >= 0).sum(axis=1)
         ploidy = (alleles != -2).sum(axis=1)
         beyond = (alleles > alternatives).any(axis=1)
@@ -307,7 +318,7 @@ class VcfFile:
                 self.calls["half_call"] += int((single & (ploidy == 2)).sum())
                 self.calls["haploid_call"] += int((single & (ploidy == 1)).sum())
         copies[~good] = MISSING
-        return copies
+        return np.asarray(copies)
 
     def _dosages(self, row: int, dosages: NDArray[np.float32], copies: NDArray[np.int8]) -> NDArray[np.float32]:
         """float32 (samples,): the file's dosage, its hard call where it has none."""
