@@ -1,6 +1,6 @@
 """Genotype files of 5,000 people x 50,000 variants: our block reader against pgenlib, our ingest against cyvcf2, memory.
 
-    python -m tests.bench.genomes [--people 5000] [--variants 50000] [--vcf-variants 5000]
+    python -m bench.genomes [--people 5000] [--variants 50000] [--vcf-variants 5000]
 
 Each figure is a ratio to the library's own rate in the same run, best of three, alternating. Memory is the peak resident
 set of a process of its own, above that of an interpreter that only imported the reader.
@@ -66,7 +66,7 @@ def write_vcf(path: Path, prefix: Path, variants: int) -> None:
     """The first variants of a .pgen as VCF, bgzip-compressed."""
     from sequester.client.compute.genome.plink import PlinkFiles
 
-    from ..genome.files import HEADER, bgzip
+    from genome.files import HEADER, bgzip
 
     files = PlinkFiles(str(prefix))
     calls = np.array(["0/0", "0/1", "1/1", "./."])
@@ -111,7 +111,7 @@ def ingest_ratio(path: Path, folder: Path) -> dict[str, float]:
 
     def theirs() -> None:
         for variant in cyvcf2.VCF(str(path), gts012=True, lazy=True, strict_gt=True):
-            variant.gt_types
+            variant.gt_types  # what it costs is the reading
 
     a, b = best(theirs, lambda: convert(path, folder / "part", Reading(), lambda *_: None))
     return {"to_cyvcf2": a / b, "file_mb": path.stat().st_size / 1e6}
