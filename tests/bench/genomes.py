@@ -64,9 +64,8 @@ def write_pgen(prefix: Path, people: int, variants: int) -> None:
 
 def write_vcf(path: Path, prefix: Path, variants: int) -> None:
     """The first variants of a .pgen as VCF, bgzip-compressed."""
-    from sequester.client.compute.genome.plink import PlinkFiles
-
     from genome.files import HEADER, bgzip
+    from sequester.client.compute.genome.plink import PlinkFiles
 
     files = PlinkFiles(str(prefix))
     calls = np.array(["0/0", "0/1", "1/1", "./."])
