@@ -3,8 +3,8 @@
 Binary outcome: one histogram of scores by outcome (and by subgroup, disjoint), edges at public normal quantiles; AUC,
 ROC, precision, deciles and calibration are post-processing of it; exact mode adds eight sums. A time: one histogram of
 follow-up by score by event, for the C-index. One patient is one cell: sensitivity 1. Quantitative outcome: patients,
-absolute and squared error on the outcome's own scale, and how many predictions lie within 20 %, each bounded by a public
-error bound. With `folds` each patient is judged by the model that left their fold out.
+absolute and squared error on the outcome's own scale, how many predictions lie within 20 % and how many above, each
+bounded by a public error bound. With `folds` each patient is judged by the model that left their fold out.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Evaluation:
             return Layout((*fields, ("sums", (g, len(SUMS)))) if exact else fields)
         if study.phenotype.kind == "time":
             return Layout((("cells", (g, plan.times, plan.bins, 2)),))
-        return Layout((("errors", (g, 9 if exact else 4)),))
+        return Layout((("errors", (g, 10 if exact else 5)),))
 
     def sensitivity(self, plan: EvaluationPlan, study: Study) -> float:
         if plan.mode == "exact":
@@ -136,7 +136,8 @@ class Evaluation:
             predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
             e = np.minimum(np.abs(predicted - actual), bound) / bound
             within = (np.abs(predicted - actual) <= 0.2 * actual).astype(np.float64)
-            rows = [np.ones(len(e)), e, e * e, within]
+            over = (predicted > 1.2 * actual).astype(np.float64)  # never within as well: the bound of 2 holds
+            rows = [np.ones(len(e)), e, e * e, within, over]
             if plan.mode == "exact":
                 a, p = actual / bound, np.clip(predicted / bound, -10.0, 10.0)
                 rows += [a, a * a, p, p * p, a * p]
@@ -192,7 +193,7 @@ class Evaluation:
         return {"c_index": float(np.clip(index, 0.0, 1.0))}
 
     def _quantitative(self, plan: EvaluationPlan, study: Study, errors: Vector) -> Result:
-        n, e, squared, within = (float(v) for v in errors[:4])
+        n, e, squared, within, over = (float(v) for v in errors[:5])
         bound = float(plan.error_bound)
         if n < study.publication_floor:
             return {"suppressed": f"<{study.publication_floor}"}
@@ -200,11 +201,13 @@ class Evaluation:
             "mean_absolute_error": e * bound / n,
             "root_mean_squared_error": float(np.sqrt(max(squared, 0.0) / n)) * bound,
             "within_20_percent": within / n,
+            "over_by_20_percent": over / n,
+            "under_by_20_percent": 1 - (within + over) / n,
             "unit": study.phenotype.unit,
         }
         if plan.mode == "exact":
             result["n"] = int(round(n))
-            a, aa, p, pp, ap = (float(v) for v in errors[4:])
+            a, aa, p, pp, ap = (float(v) for v in errors[5:])
             total, spread = aa - a * a / n, pp - p * p / n
             if total > 0 and spread > 0:
                 slope = (ap - a * p / n) / spread

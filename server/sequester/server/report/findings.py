@@ -142,7 +142,8 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
         pairs.append(_histogram(study, name, result))
     if "mean_absolute_error" in result:
         pairs.append((None, _errors(study, name, result)))
-    rest = scalars(result, skip={"auc", "unit", "mean_absolute_error", "root_mean_squared_error", "within_20_percent"})
+    shown = {"auc", "unit", "mean_absolute_error", "root_mean_squared_error", *TWENTY_PERCENT}
+    rest = scalars(result, skip=shown)
     if rest is not None:
         pairs.append((None, rest))
     return Part(name, tuple(words), tuple(pairs))
@@ -230,12 +231,19 @@ def _sizes(study: Study, name: str, result: Result) -> tuple[float, float] | Non
     return people * (1 - cases), people * cases
 
 
+TWENTY_PERCENT = {
+    "within_20_percent": "Predictions within 20\u00a0% of the truth",
+    "over_by_20_percent": "Predictions more than 20\u00a0% too high",
+    "under_by_20_percent": "Predictions more than 20\u00a0% too low",
+}
+
+
 def _errors(study: Study, name: str, result: Result) -> Table:
     unit = result.get("unit") or "outcome's unit"
     rows = [
         (f"Mean absolute error ({unit})", digits(result["mean_absolute_error"])),
         (f"Root mean squared error ({unit})", digits(result["root_mean_squared_error"])),
-        ("Predictions within 20\u00a0% of the truth", percent(result["within_20_percent"], 1)),
+        *((said, percent(result[key], 1)) for key, said in TWENTY_PERCENT.items() if key in result),
     ]
     bound = getattr(study.analysis(name), "error_bound", None)
     note = f"One prediction counts as at most {bound} {unit} wrong, a public bound." if bound is not None else ""
