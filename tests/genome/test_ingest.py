@@ -29,6 +29,7 @@ from sequester.client.ingest.report import CATEGORIES
 from sequester.protocols.errors import SiteError
 from sequester.simulate.plink import Line
 
+pytestmark = pytest.mark.system  # every ingest starts processes
 N = 120
 
 
@@ -179,6 +180,26 @@ def test_the_23_real_files_of_1000_genomes_are_ingested_completely(tmp_path: Pat
         here = [(index[key], j) for j, key in enumerate(keys) if key in index]
         assert len(here) > 0.8 * len(keys)
         np.testing.assert_array_equal(files.counts([a for a, _ in here]).T, copies[[b for _, b in here]])
+
+
+@needs_data
+def test_the_panel_decides_which_allele_of_a_real_bgen_file_is_the_reference(tmp_path: Path) -> None:
+    tiny = DATA / "pgs_catalog/tiny1000G"
+    keys, _ = twin_vcf(tiny.with_suffix(".vcf.gz"))
+    rows = ["chromosome\tNCBI36\tGRCh37\tGRCh38\tref\talt\tref_known\tid"]
+    rows += [f"{c}\t\t\t{p}\t{ref}\t{alt}\t1\t" for c, p, alt, ref in keys[::2] if c != "X"]
+    (tmp_path / "panel.tsv").write_text("\n".join(rows) + "\n")
+    stores = []
+    for suffix in (".vcf.gz", ".bgen"):
+        home = site(tmp_path / suffix, f"{tiny}{suffix}", "GRCh38")
+        account = ingested(home, panel=tmp_path / "panel.tsv")
+        assert account["people"]["in_files"] == 3202 and account["entries"] == 1004
+        stores.append(PlinkFiles(str(home.dataset("main") / "genotypes/genotypes")))
+    vcf, bgen = stores
+    # half the variants are in no panel: their REF, too, is that of the VCF
+    assert vcf.variants == bgen.variants and len(vcf.variants) > 950
+    autosomal = np.flatnonzero(vcf.variants.code <= 22).tolist()
+    np.testing.assert_array_equal(vcf.counts(autosomal), bgen.counts(autosomal))
 
 
 def study_of(rows: np.ndarray, build: str, **changed: Any) -> Any:

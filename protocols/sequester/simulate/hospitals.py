@@ -140,8 +140,8 @@ def hospitals(
         at.append(rows)
         _write_site(rng, folder, site, everywhere, rows, truth)
     _write_panel(folder / "panel.tsv", cohort.loci, by_population, length_bp)
-    if rough:
-        np.savez_compressed(folder / "truth/dosages.npz", dosages=cohort.dosages)
+    if pairs is not None:
+        np.savez_compressed(folder / "truth/dosages.npz", dosages=cohort.dosages, siblings=pairs)
     study = _study_part(cohort.loci, public, who, frequency, n_total, prevalence)
     _write_truth(folder / "truth", cohort, who, truth)
     (folder / "study.json").write_text(json.dumps(study, indent=1), "utf-8")

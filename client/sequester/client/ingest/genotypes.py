@@ -15,7 +15,6 @@ from typing import Any
 from sequester.client.compute.genome.harmonise import Palindromic
 from sequester.client.compute.genome.source import Reading
 from sequester.client.config import ONE_PASS, Home, SiteConfig, genotype_files
-from sequester.client.ingest import report
 from sequester.client.ingest.convert import convert, finished
 from sequester.client.ingest.durable import sha256_of
 from sequester.client.ingest.freeze import patients_table
@@ -56,19 +55,14 @@ def ingest(home: Home, config: SiteConfig, choices: Choices, progress: Progress)
         tuple(given), config.data.genotypes or "", config.data.build, choices.panel, choices.only_panel,
         choices.palindromic, None if table is None else tuple(table), case,
     )  # fmt: skip
-    target = folder / "genotypes"
-    made: Assembled = isolated(assemble, order, target, what="the genotype files", progress=progress)
-    if made.problem is not None:
-        shutil.rmtree(target, ignore_errors=True)  # a store of older files would be taken for that of these
-    account = report.account(made.account, made.problem)
-    report.write(folder / "report", account, made.lists)
+    made: Assembled = isolated(assemble, order, folder, what="the genotype files", progress=progress)
     if made.problem is not None:
         message, hint = made.problem
         raise SiteError(message, hint=hint)
     for left in parts.glob("*"):
         if left.name not in {Path(g.prefix).parent.name for g in given}:
             shutil.rmtree(left, ignore_errors=True)
-    return account
+    return made.content
 
 
 def _converted(path: Path, parts: Path, reading: Reading, progress: Progress) -> Given:

@@ -6,12 +6,19 @@ of each category lie in lists beside it.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from sequester.client.compute.genome.harmonise import KEPT, MATCHED
+import numpy as np
+from numpy.typing import NDArray
+
+from sequester.client.compute.genome.harmonise import KEPT, MATCHED, ROW_CATEGORIES, WANTED_CATEGORIES, Match
+from sequester.client.compute.genome.panel import Build, Panel
 from sequester.client.compute.genome.quality import LIMITS
+from sequester.client.compute.genome.variants import Variants, chromosome_name
 from sequester.client.ingest.durable import folder_in_place, write_json
 
 MISMATCH, ABSENT, MIXED = 0.02, 0.25, (0.01, 0.99)
@@ -99,21 +106,47 @@ def _advice(found: dict[str, Any], matched: int) -> list[str]:
 
 def _per_sample(found: dict[str, Any]) -> bool:
     from_vcf = any(name.endswith((".vcf", ".gz", ".bcf")) for s in found["sources"] for name in s["files"])
-    return from_vcf and found["panel_categories"]["absent"] > _PER_SAMPLE_ABSENT * found["panel"]["rows"]
+    return from_vcf and found["covered"]["absent"] > _PER_SAMPLE_ABSENT * found["covered"]["rows"]
 
 
-def write(folder: Path, content: dict[str, Any], lists: dict[str, list[str]]) -> None:
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Variants of one category: rows of a table."""
+
+    variants: Variants
+    rows: NDArray[np.int64]
+
+    def lines(self) -> Iterator[str]:
+        """Label, place and alleles of each."""
+        v = self.variants
+        for row in self.rows.tolist():
+            place = f"{chromosome_name(int(v.code[row]))}:{v.position[row]}"
+            yield f"{v.id[row]}\t{place}\t{v.counted[row]}\t{v.other[row]}\n"
+
+
+def lists(rows: Variants, matched: Match, panel: Panel, build: Build) -> dict[str, Listed]:
+    """What is in each category that is not empty: entries of the files, and panel rows that are absent."""
+    out = {name: Listed(rows, np.flatnonzero(matched.row_category == code)) for code, name in enumerate(ROW_CATEGORIES)}
+    of_panel = Variants(
+        panel.code, panel.position[build], panel.alt, panel.ref, np.array(panel.id, dtype=np.dtypes.StringDType())
+    )
+    out["absent"] = Listed(of_panel, np.flatnonzero(matched.wanted_category == WANTED_CATEGORIES.index("absent")))
+    return {name: listed for name, listed in out.items() if len(listed.rows)}
+
+
+def write(folder: Path, content: dict[str, Any], listed: Mapping[str, Listed]) -> None:
     """Put report.json, report.html and one list for each category into `folder`, whole or not at all."""
     with folder_in_place(folder) as new:
         write_json(new / "report.json", content)
-        (new / "report.html").write_text(page(content, lists.keys()), "utf-8")
+        (new / "report.html").write_text(page(content, listed), "utf-8")
         (new / "variants").mkdir()
-        for name, variants in lists.items():
-            head = "id\tplace\tcounted\tother\n"
-            (new / "variants" / f"{name}.txt").write_text(head + "".join(f"{v}\n" for v in variants), "utf-8")
+        for name, variants in listed.items():
+            with (new / "variants" / f"{name}.txt").open("w", encoding="utf-8", newline="\n") as file:
+                file.write("id\tplace\tcounted\tother\n")
+                file.writelines(variants.lines())
 
 
-def page(content: dict[str, Any], listed: Any) -> str:
+def page(content: dict[str, Any], listed: Container[str]) -> str:
     """One self-contained HTML page."""
     parts = [f'<p class="verdict">{escape(content["verdict"]["sentence"])}</p>']
     people = content["people"]
@@ -141,7 +174,7 @@ def page(content: dict[str, Any], listed: Any) -> str:
     return _PAGE.replace("BODY", "\n".join(parts))
 
 
-def _variants(content: dict[str, Any], listed: Any) -> str:
+def _variants(content: dict[str, Any], listed: Container[str]) -> str:
     counts = {**content["entry_categories"], "absent": content["panel_categories"]["absent"]}
     rows = []
     for name, _, sentence in CATEGORIES:

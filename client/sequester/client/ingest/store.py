@@ -25,7 +25,6 @@ from sequester.client.compute.genome import build as build_of
 from sequester.client.compute.genome.harmonise import (
     EXCLUDED,
     MATCHED,
-    ROW_CATEGORIES,
     WANTED_CATEGORIES,
     Match,
     Palindromic,
@@ -37,6 +36,7 @@ from sequester.client.compute.genome.panel import Build, Panel, load
 from sequester.client.compute.genome.plink import PlinkFiles
 from sequester.client.compute.genome.quality import LIMITS
 from sequester.client.compute.genome.variants import Variants, chromosome_name, join
+from sequester.client.ingest import report
 from sequester.client.ingest.convert import GenotypeWriter, versions, write_psam
 from sequester.client.ingest.durable import folder_in_place, sha256_of, write_json
 from sequester.client.ingest.inspection import Inspection, inspect
@@ -71,15 +71,17 @@ class Order:
 
 @dataclass(slots=True)
 class Assembled:
-    """The account of an ingest. `problem` is the message and hint of what makes the files unusable, if anything does."""
+    """The content of the report. `problem`: message and hint of what makes the files unusable, if anything does."""
 
-    account: dict[str, Any]
-    lists: dict[str, list[str]]  # variants by category
+    content: dict[str, Any]
     problem: tuple[str, str] | None = None
 
 
-def assemble(order: Order, target: Path, progress: Progress) -> Assembled:
-    """Harmonise the sources to the panel, write the store, read it back, check it, and put it in place if it is usable."""
+def assemble(order: Order, folder: Path, progress: Progress) -> Assembled:
+    """Harmonise the sources to the panel, write the store below `folder`, read it back, check it, and report.
+
+    The report is written whatever comes out; the store is put in place only if it is usable, and is gone if not.
+    """
     panel = load(order.panel)
     progress("reading variants", 0, 1)
     sources = [PlinkFiles(given.prefix) for given in order.given]
@@ -89,27 +91,35 @@ def assemble(order: Order, target: Path, progress: Progress) -> Assembled:
     reasons = np.concatenate([_reasons(given, len(s.variants)) for given, s in zip(order.given, sources, strict=True)])
     matched = match(of_panel(panel, order.build), rows, order.palindromic, reasons)
     account = _account(order, sources, rows, panel, found, matched)
-    lists = _lists(rows, panel, order.build, matched)
+    lists = report.lists(rows, matched, panel, order.build)
+    target, problem = folder / "genotypes", None
     headers: set[Build | None] = {given.part["header_build"] for given in order.given if given.part}
     try:
         build_of.confirm(found, order.build, headers)
-        with folder_in_place(target) as folder:
-            store, panel_row = _write(folder, order, sources, people, rows, matched, panel, progress)
+        with folder_in_place(target) as new:
+            store, panel_row = _write(new, order, sources, people, rows, matched, panel, progress)
             case = None
             if order.case is not None:
                 case = np.array([order.case.get(sample, -9) for sample in store.samples], dtype=np.int8)
             inspection = inspect(store, panel, panel_row, order.build, case, progress)
             account["quality"] = inspection.as_json()
-            _list_marks(lists, store.variants, inspection)
+            lists |= {
+                f"marked_{rule}": report.Listed(store.variants, entries)
+                for rule, entries in inspection.marks.items()
+                if len(entries)
+            }
             _check_marks(inspection)
-            write_json(folder / "removed.json", inspection.removed)
+            write_json(new / "removed.json", inspection.removed)
             if order.panel is not None:
-                shutil.copyfile(order.panel, folder / ("panel.tsv.gz" if order.panel.suffix == ".gz" else "panel.tsv"))
-            files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-            write_json(folder / "manifest.json", {"format": FORMAT, **account, "files": files, "versions": versions()})
+                shutil.copyfile(order.panel, new / ("panel.tsv.gz" if order.panel.suffix == ".gz" else "panel.tsv"))
+            files = {path.name: sha256_of(path) for path in sorted(new.iterdir())}
+            write_json(new / "manifest.json", {"format": FORMAT, **account, "files": files, "versions": versions()})
     except SiteError as error:
-        return Assembled(account, lists, (error.message, error.hint))
-    return Assembled(account, lists)
+        problem = (error.message, error.hint)
+        shutil.rmtree(target, ignore_errors=True)  # a store of older files would be taken for that of these
+    content = report.account(account, problem)
+    report.write(folder / "report", content, lists)
+    return Assembled(content, problem)
 
 
 def _same_people(sources: list[PlinkFiles]) -> list[NDArray[np.int64]]:
@@ -145,10 +155,10 @@ def _write(
     progress: Progress,
 ) -> tuple[PlinkFiles, NDArray[np.int64]]:
     """Write the .pgen set and panel_row.npy; what is written comes back as read from there."""
-    chosen, panel_row, swapped = _chosen(order, rows, matched)
+    source_of = np.repeat(np.arange(len(sources)), [len(s.variants) for s in sources])
+    chosen, panel_row, swapped = _chosen(order, rows, matched, _counts_ref(order, rows, panel, matched, source_of))
     if not len(chosen):
         raise SiteError("no variant of these files can be kept", hint="`sequester-client data report` says why")
-    source_of = np.repeat(np.arange(len(sources)), [len(s.variants) for s in sources])
     first_of = np.concatenate([[0], np.cumsum([len(s.variants) for s in sources])])
     n = len(sources[0].samples)
     dosages = any(source.has_dosages for source in sources)
@@ -167,8 +177,12 @@ def _write(
     write_psam(folder / "genotypes.psam", sources[0].samples, sources[0].sex.tolist())
     with (folder / "genotypes.pvar").open("w", encoding="utf-8", newline="\n") as pvar:
         pvar.write("#CHROM\tPOS\tID\tREF\tALT\n")
-        for entry, row in zip(chosen.tolist(), panel_row.tolist(), strict=True):
-            ref, alt = (rows.other[entry], rows.counted[entry]) if row < 0 else (panel.ref[row], panel.alt[row])
+        for entry, row, turned in zip(chosen.tolist(), panel_row.tolist(), swapped.tolist(), strict=True):
+            ref, alt = (
+                (rows.other[entry], rows.counted[entry]) if not turned else (rows.counted[entry], rows.other[entry])
+            )
+            if row >= 0:
+                ref, alt = panel.ref[row], panel.alt[row]
             name = chromosome_name(int(rows.code[entry]))
             pvar.write(f"{name}\t{rows.position[entry]}\t{rows.id[entry]}\t{ref}\t{alt}\n")
     np.save(folder / "panel_row.npy", panel_row.astype(np.int32))
@@ -182,12 +196,31 @@ def _plain(genotypes: NDArray[Any]) -> NDArray[Any]:
     return genotypes
 
 
+def _counts_ref(
+    order: Order, rows: Variants, panel: Panel, matched: Match, source_of: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """For each entry, whether its file counts REF: a BGEN file does not say, so the panel's known reference bases do."""
+    out = np.zeros(len(rows), dtype=bool)
+    found = np.array(matched.row, dtype=np.int64)
+    known = np.flatnonzero((found >= 0) & panel.ref_known)
+    turned = np.array(matched.swapped, dtype=bool)[known]
+    for index, given in enumerate(order.given):
+        here = source_of[found[known]] == index
+        if (
+            given.part is not None
+            and given.part["source"].endswith(".bgen")
+            and int(turned[here].sum()) > int(here.sum()) / 2
+        ):
+            out |= source_of == index
+    return out
+
+
 def _chosen(
-    order: Order, rows: Variants, matched: Match
+    order: Order, rows: Variants, matched: Match, counts_ref: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Entries to keep in the store's order, the panel row of each or -1, and whether its copies are to be turned."""
     panel_row = np.full(len(rows), -1, dtype=np.int64)
-    turned = np.zeros(len(rows), dtype=bool)
+    turned = counts_ref.copy()
     found = np.array(matched.row, dtype=np.int64)
     panel_row[found[found >= 0]] = np.flatnonzero(found >= 0)
     turned[found[found >= 0]] = np.array(matched.swapped, dtype=bool)[found >= 0]
@@ -255,9 +288,20 @@ def _account(
         "split": split,
         "entry_categories": matched.rows,
         "panel_categories": matched.categories,
+        "covered": _covered(panel, matched),
         "other_id": other_id,
         "calls": calls,
         "sources": [_source(given, source) for given, source in zip(order.given, sources, strict=True)],
+    }
+
+
+def _covered(panel: Panel, matched: Match) -> dict[str, int]:
+    """Panel rows on chromosomes of which the files hold anything, and those of them that are absent."""
+    found = np.array(matched.row) >= 0
+    on = np.isin(panel.code, np.unique(panel.code[found]))
+    return {
+        "rows": int(on.sum()),
+        "absent": int((on & (matched.wanted_category == WANTED_CATEGORIES.index("absent"))).sum()),
     }
 
 
@@ -265,31 +309,3 @@ def _source(given: Given, source: PlinkFiles) -> dict[str, Any]:
     if given.part is not None:
         return {"files": {given.part["source"]: given.part["sha256"]}, "reading": given.part["reading"]}
     return {"files": {path.name: sha256_of(path) for path in source.files}}
-
-
-def _lists(rows: Variants, panel: Panel, build: Build, matched: Match) -> dict[str, list[str]]:
-    """The variants of each category, one line each: name, place, alleles."""
-    out: dict[str, list[str]] = {}
-    for code, name in enumerate(ROW_CATEGORIES):
-        entries = np.flatnonzero(matched.row_category == code).tolist()
-        if entries:
-            out[name] = [_line(rows, entry) for entry in entries]
-    absent = np.flatnonzero(matched.wanted_category == WANTED_CATEGORIES.index("absent")).tolist()
-    if absent:
-        out["absent"] = [
-            f"{panel.id[j] or '.'}\t{chromosome_name(int(panel.code[j]))}:{panel.position[build][j] or '.'}"
-            f"\t{panel.alt[j]}\t{panel.ref[j]}"
-            for j in absent
-        ]
-    return out
-
-
-def _list_marks(lists: dict[str, list[str]], variants: Variants, found: Inspection) -> None:
-    for rule, entries in found.marks.items():
-        if len(entries):
-            lists[f"marked_{rule}"] = [_line(variants, entry) for entry in entries.tolist()]
-
-
-def _line(rows: Variants, entry: int) -> str:
-    place = f"{chromosome_name(int(rows.code[entry]))}:{rows.position[entry]}"
-    return f"{rows.id[entry]}\t{place}\t{rows.counted[entry]}\t{rows.other[entry]}"

@@ -26,7 +26,6 @@ from sequester.client.compute.genome.variants import (
     is_palindromic,
     places,
 )
-from sequester.protocols.errors import SiteError
 from sequester.protocols.study import Variant
 
 Palindromic = Literal["drop", "strand"]
@@ -273,13 +272,3 @@ def _duplicates(rows: Variants, category: NDArray[np.uint8]) -> None:
         if pair in here:
             category[i] = ROW_CATEGORIES.index("duplicate")
         here.add(pair)
-
-
-def check_overlap(found: Match, minimum: float, what: str) -> None:
-    """Refuse where fewer than `minimum` of the list's variants were found."""
-    usable = sum(found.categories[c] for c in MATCHED)
-    if usable < minimum * len(found.row):
-        raise SiteError(
-            f"{usable} of {len(found.row)} variants of {what} are in the files; {minimum:.0%} were expected",
-            hint="`sequester-client data report` says which are missing, and why",
-        )
