@@ -218,7 +218,7 @@ def _compare(consortium: Consortium, study: Published, results: dict[str, Any]) 
     found = compare(parsed, {site: consortium.cohort(site, study.digest) for site in consortium.sites}, weights)
     return {
         "federated": told["auc"]["value"],
-        "federated_interval": [told["auc"]["low"], told["auc"]["high"]],
+        "federated_interval": [told["auc"].get("low"), told["auc"].get("high")],
         "federated_without_noise_in_the_evaluation": found.released,
         "best_site": found.best_site,
         "by_site": found.by_site,
@@ -239,7 +239,11 @@ def _tell(
     phases.line(f"            {(out / 'results.json').resolve()}")
     phases.line()
     phases.line(f"Learnt: a risk score of {len(weights)} features that ranks held-out patients with")
-    phases.line(f"  AUC {auc['federated']:.3f} (95 % interval {low:.3f} to {high:.3f}, noise included),")
+    # none where its coverage is not verified at this size
+    interval = (
+        f" (95 % interval {low:.3f} to {high:.3f}, noise included)" if low is not None and high is not None else ""
+    )
+    phases.line(f"  AUC {auc['federated']:.3f}{interval},")
     phases.line(f"  where the best hospital alone reaches {auc['best_site']:.3f} and all files pooled, unprotected,")
     phases.line(f"  {auc['pooled']:.3f} ({auc['held_out_patients']:,} held-out patients). It weighs most: " + ", ".join(
         f"{row['name']} {row['standardised']:+.2f}" for row in weights[:4]
