@@ -53,6 +53,8 @@ def changed(**fields: str) -> list[str]:
         ([changed(first="0/0\0")], "line 9 holds a NUL byte"),
         ([ROW, changed(first="0/0\r")], None),
         ([changed(format="GT:DS", first="0/0:2.7")], "a dosage outside 0..2"),
+        ([changed(format="GT:DS", first="0/0:")], "line 9: an empty field of a sample"),
+        ([ROW, changed(chrom="##1")], "line 10: a header line among the rows"),
         ([], "no variants"),
         ([changed(alt="G", first="0/3")], "name an allele their row does not list"),
     ],
@@ -73,7 +75,7 @@ def test_a_damaged_row_is_refused_with_its_line(tmp_path: Path, rows: list[list[
         (vcf_text([], [ROW[:8]]).replace("\tFORMAT\t", "\tFORMAT"), "has no samples"),
         (vcf_text(PEOPLE, [ROW])[:-1], "ends inside line"),
         (vcf_text(PEOPLE, [ROW]) + "\n", "1 columns"),
-        (vcf_text(PEOPLE, [ROW]) + "#CHROM\n", "1 columns"),
+        (vcf_text(PEOPLE, [ROW]) + "#CHROM\n", "a header line among the rows"),
     ],
 )
 def test_a_damaged_text_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -135,7 +137,7 @@ def test_a_damaged_bgzip_file_is_refused_and_its_good_rows_discarded(tmp_path: P
         refused(path, "does not end with the empty block")
     else:
         path.write_bytes(data + bgzip(vcf_text(PEOPLE, [ROW]).encode()))
-        refused(path, "columns")
+        refused(path, "a header line among the rows")
     with pytest.raises(SiteError):
         convert(path, tmp_path / "part", Reading(), quiet)
     assert not (tmp_path / "part").exists() and not (tmp_path / "part.new").exists()

@@ -38,6 +38,7 @@ _CHUNK = 1 << 20
 _LONGEST_HEADER, _LONGEST_LINE = 1 << 26, 1 << 28
 _BEYOND_SHARE = 0.01  # of all calls, from which a file whose calls name alleles it does not list is refused
 _TOLERANCE = 1e-3  # of a dosage over 2: files print three digits
+_EMPTY = tuple(a + b for a in (b"\t", b":", b",") for b in (b"\t", b":", b","))
 _QUALITY = ("R2", "DR2", "INFO")
 
 
@@ -83,12 +84,12 @@ class VcfFile:
         reader = self._open()
         self._heed(reader.raw_header)
         try:
+            samples = list(reader.samples)
             for variant in self._variants(reader):
                 rows += 1
                 entries += max(1, len(variant.ALT))
         except UnicodeDecodeError as error:
             raise self._damaged(rows, error) from None
-        samples = list(reader.samples)
         return Scan(digest.hexdigest(), samples, entries, rows, build_of_header(reader.raw_header))
 
     def _scan_text(self) -> Scan:
@@ -113,14 +114,15 @@ class VcfFile:
                         hint="it is no VCF file with genotypes",
                     )
                 columns, samples = len(fields), fields[9:]
+                self._heed("\n".join(header))
                 continue
+            if line.startswith(b"#"):
+                raise SiteError(f"{self.path.name} line {number}: a header line among the rows", hint=COPY_AGAIN)
             rows += 1
             entries += self._check_row(number, line, columns)
         if not columns:
             raise SiteError(f"{self.path.name} ends inside its header", hint=COPY_AGAIN)
-        whole = "\n".join(header)
-        self._heed(whole)
-        return Scan(digest.hexdigest(), samples, entries, rows, build_of_header(whole))
+        return Scan(digest.hexdigest(), samples, entries, rows, build_of_header("\n".join(header)))
 
     def _check_row(self, number: int, line: bytes, columns: int) -> int:
         """Refuse what htslib would read otherwise than it stands there; how many entries the row gives."""
@@ -139,6 +141,12 @@ class VcfFile:
                 raise SiteError(f"{self.path.name} line {number}: an empty column", hint="`.` stands for nothing")
         if b"\0" in line:
             raise SiteError(f"{self.path.name} line {number} holds a NUL byte", hint=COPY_AGAIN)
+        # htslib reads an empty number as 0
+        cells = b"\t" + fields[-1] + b"\t" if len(fields) == 10 else b""
+        if self.has_dosages and b":" in cells and any(empty in cells for empty in _EMPTY):
+            raise SiteError(
+                f"{self.path.name} line {number}: an empty field of a sample", hint="`.` stands for nothing"
+            )
         return fields[4].count(b",") + 1
 
     def _lines(self, digest: Any) -> Iterator[tuple[int, bytes]]:
