@@ -9,6 +9,7 @@ receipt then print.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 
 from sequester.client import isolation
 from sequester.client.socket import Channel
-from sequester.protocols.errors import RefusalCode, SiteError
+from sequester.protocols.errors import PeerError, RefusalCode, SiteError
+
+_REAPED_S = 5.0
 
 
 class Custodian:
@@ -94,15 +97,34 @@ class Custodian:
     async def _ask(
         self, expected: str, kind: str | None = None, header: dict[str, Any] | None = None, payload: bytes = b""
     ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        async with self._turn:
-            return await asyncio.to_thread(self._exchange, expected, kind, header or {}, payload)
+        await self._turn.acquire()
+        asked = asyncio.ensure_future(asyncio.to_thread(self._exchange, expected, kind, header or {}, payload))
+        asked.add_done_callback(self._answered)
+        # Whoever no longer waits leaves a thread behind that still reads: the next question waits for its end, or it
+        # would be given the answer to this one.
+        return await asyncio.shield(asked)
+
+    def _answered(self, asked: asyncio.Future[Any]) -> None:
+        self._turn.release()
+        if not asked.cancelled():
+            asked.exception()  # nobody may be there to hear it
 
     def _exchange(
         self, expected: str, kind: str | None, header: dict[str, Any], payload: bytes
     ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        if kind is not None:
-            self._channel.send(kind, header, payload)
-        answer = self._channel.receive()
+        try:
+            if kind is not None:
+                self._channel.send(kind, header, payload)
+            answer = self._channel.receive()
+        except (OSError, PeerError) as error:
+            # a socket closes a moment before its process can be seen to have ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REAPED_S)
+            raise SiteError(
+                f"compute ended in the middle of its work ({error})",
+                hint="the site's compute log may say why; the gate starts it again",
+                code=RefusalCode.NOT_READY,
+            ) from None
         if answer.kind != expected:
             fault = answer.header.get("fault", answer.kind)
             raise SiteError(
