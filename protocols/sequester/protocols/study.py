@@ -193,12 +193,17 @@ class Study(Strict):
 
     def features(self) -> tuple[Feature, ...]:
         """The columns of the design matrix, in order: scores, covariates (categories as indicators), variants."""
-        rows: list[Feature] = [Feature(s.name, "score", s.name, float(s.mean), float(s.sd)) for s in self.scores]
-        for column in self.covariates:
-            rows.extend(_column_features(column))
+        rows = list(self.table_features())
         for v in self.variants:
             f = float(v.frequency)
             rows.append(Feature(v.id, "variant", v.id, 2 * f, max(2 * f * (1 - f), 1e-4) ** 0.5))
+        return tuple(rows)
+
+    def table_features(self) -> tuple[Feature, ...]:
+        """Those of the table alone: scores and covariates. A scan lists many variants and needs none of them here."""
+        rows: list[Feature] = [Feature(s.name, "score", s.name, float(s.mean), float(s.sd)) for s in self.scores]
+        for column in self.covariates:
+            rows.extend(_column_features(column))
         return tuple(rows)
 
 

@@ -98,8 +98,11 @@ class StoredCohort:
 
 
 def _copies(stored: NDArray[Any]) -> NDArray[np.float64]:
-    copies = np.asarray(stored, dtype=np.float64)
-    copies[copies < 0] = np.nan
+    stored = np.asarray(stored)
+    copies = stored.astype(np.float64)
+    missing = stored < 0
+    if missing.any():
+        copies[missing] = np.nan
     return copies
 
 

@@ -107,9 +107,13 @@ class Association:
         sides = np.column_stack([r, x * w[:, None]])  # (patients, 1 + columns)
         for block in cohort.dosages(plan.part):
             at = slice(block.first, block.first + block.copies.shape[1])
-            g = block.copies - mean[at]
-            np.copyto(g, 0.0, where=np.isnan(g))
+            g = block.copies
+            np.subtract(g, mean[at], out=g)
             both = g.T @ sides
+            holes = np.flatnonzero(np.isnan(both[:, 0]))  # NaN spreads: only these variants have missing calls
+            if len(holes):
+                g[:, holes] = np.nan_to_num(g[:, holes])
+                both[holes] = g[:, holes].T @ sides
             u[at], gx[at] = both[:, 0], both[:, 1:]
             np.multiply(g, g, out=g)
             gg[at] = w @ g
@@ -126,7 +130,7 @@ class Association:
         upper = np.triu_indices(d)
         beta, second = np.asarray(broadcast["betas"], dtype=np.float64), np.asarray(broadcast["second"])
         inverses = np.asarray(broadcast["inverses"], dtype=np.float64)
-        for k in range(m):
+        for k in np.flatnonzero(np.asarray(broadcast["active"])):
             wide = np.column_stack([x, g[:, k]])
             at = np.clip(np.nan_to_num(wide @ beta[k]), -1e6, 1e6)
             if second[k]:
@@ -209,9 +213,9 @@ def _to_all(state: State) -> Broadcast:
         second = np.array([len(fit["score"]) > 0 for fit in _fits(state)])
         inverses = [inverse(fit["information"], np.asarray(fit["kept"], dtype=bool)) for fit in _fits(state)]
         sent |= {
-            "places": state["places"], "betas": state["f.beta"], "second": second.astype(np.uint8),
-            "inverses": np.array(inverses) * second[:, None, None], "slopes": state["slopes"][state["places"]],
-            "t": saddlepoint.points(state["spa"]),
+            "active": 1 - state["f.done"][:, 0].astype(np.uint8), "second": second.astype(np.uint8),
+            "places": state["places"], "betas": state["f.beta"], "slopes": state["slopes"][state["places"]],
+            "inverses": np.array(inverses) * second[:, None, None], "t": saddlepoint.points(state["spa"]),
         }  # fmt: skip
     return sent
 
@@ -232,7 +236,8 @@ def _follow(plan: AssociationPlan, study: Study, state: State) -> State:
         fit |= {"people": state["people"], "done": np.array([float(not wanted[j])])}
         fits.append(fit)
     state = {**state, "places": places, "rare": rare[places].astype(np.uint8), "wanted": wanted.astype(np.uint8)}
-    state["spa"] = saddlepoint.start(state["u"][places], state["left"][places])
+    # who is not followed asks for the tail at 0, which is found at once
+    state["spa"] = saddlepoint.start(state["u"][places] * wanted[places], state["left"][places])
     return state | _packed(fits)
 
 

@@ -68,7 +68,10 @@ class Cohort(Protocol):
         ...
 
     def dosages(self, part: Part) -> Iterator[Dosages]:
-        """The variants of one part, in blocks of variants, so that memory does not grow with their number."""
+        """The variants of one part, in blocks of variants, so that memory does not grow with their number.
+
+        The arrays are the caller's to change.
+        """
         ...
 
     def gradient(
@@ -95,8 +98,7 @@ def standardised(raw: NDArray[np.float64], features: Sequence[Feature]) -> NDArr
 
 def chosen(study: Study, which: Which) -> tuple[Feature, ...]:
     """The features an analysis works on: all, or those of the table (scores and covariates)."""
-    features = study.features()
-    return features if which == "all" else tuple(f for f in features if f.kind != "variant")
+    return study.features() if which == "all" else study.table_features()
 
 
 def designs(study: Study, cohort: Cohort, part: Part, which: Which) -> Iterator[Block]:

@@ -31,8 +31,12 @@ def start(score: Vector, variance: Vector) -> Vector:
 
 
 def points(state: Vector) -> Vector:
-    """Where the sums are wanted, (m, 2)."""
-    return np.ascontiguousarray(state[:, :, T])
+    """Where the sums are wanted, (m, 2); 0 where they are known."""
+    t = np.ascontiguousarray(state[:, :, T])
+    for k, tail in np.ndindex(t.shape):
+        if _solved(state[k, tail]):
+            t[k, tail] = 0.0
+    return t
 
 
 def contribution(g: Vector, mu: Vector, t: Vector) -> Vector:
@@ -44,7 +48,7 @@ def contribution(g: Vector, mu: Vector, t: Vector) -> Vector:
     for k in range(g.shape[1]):
         column = g[:, k]
         centre = float(column @ mu)
-        for tail in range(2):
+        for tail in range(2) if t[k].any() else ():
             at = column * np.clip(np.nan_to_num(t[k, tail]), -1e6, 1e6)
             # log(1 - mu + mu e^at) without overflow, and the tilted probability
             log = np.logaddexp(np.log1p(-mu), np.log(np.maximum(mu, 1e-300)) + at)
@@ -83,7 +87,7 @@ def _solved(row: Vector) -> bool:
 
 def _out_of_reach(row: Vector) -> bool:
     """True where no outcome gives an S as extreme: that tail has probability 0."""
-    return bool(abs(row[AIM]) >= abs(row[EXTREME]) or row[AIM] * row[EXTREME] < 0)
+    return bool(abs(row[AIM]) >= abs(row[EXTREME]) or np.sign(row[AIM]) * np.sign(row[EXTREME]) < 0)
 
 
 def is_done(state: Vector) -> bool:

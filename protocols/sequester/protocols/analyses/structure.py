@@ -58,7 +58,7 @@ class Structure:
         return min(plan.components + plan.oversampling, len(study.variants))
 
     def sensitivity(self, plan: StructurePlan, study: Study) -> float:
-        return 64.0 * len(study.variants)  # head-room only: private mode is refused
+        return 4.0 * len(study.variants)  # head-room only, a patient's share of a square; private mode is refused
 
     def is_iterative(self, plan: StructurePlan, study: Study) -> bool:
         return True
@@ -116,8 +116,12 @@ def allele_counts(study: Study, cohort: Cohort, part: Part) -> Sums:
     copies, observed = np.zeros(v), np.zeros(v)
     for block in cohort.dosages(part):
         at = slice(block.first, block.first + block.copies.shape[1])
-        copies[at] = np.nansum(block.copies, axis=0)
-        observed[at] = (~np.isnan(block.copies)).sum(axis=0)
+        total = block.copies.sum(axis=0)
+        called = np.full(len(total), float(len(block.copies)))
+        holes = np.flatnonzero(np.isnan(total))  # NaN spreads: only these variants have missing calls
+        total[holes] = np.nansum(block.copies[:, holes], axis=0)
+        called[holes] = (~np.isnan(block.copies[:, holes])).sum(axis=0)
+        copies[at], observed[at] = total, called
     return {"copies": copies, "observed": observed, "people": np.array([float(len(cohort.columns(part).y))])}
 
 
