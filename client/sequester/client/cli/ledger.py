@@ -31,17 +31,25 @@ def register(app: typer.Typer) -> None:
 
 def ledger(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show the budget of the data set, every charge and what left. Changes nothing; the client may be running."""
+    from sequester.client.gate.differencing import shared_with, spent_elsewhere
     from sequester.client.gate.ledger import Ledger
+    from sequester.protocols.accounting import epsilon_pld
 
     place = home_of(home)
-    held = Ledger(_folder(place), read_only=True)
+    folder = _folder(place)
+    held = Ledger(folder, read_only=True)
     try:
         now = held.balance()
         rows = [row.body for row in held.rows()]
+        charged = held.charged()
     finally:
         held.close()
+    shared = shared_with(folder)
+    everywhere = epsilon_pld([*charged, *spent_elsewhere(folder, shared)], now.delta) if shared else now.epsilon_pld
     if as_json:
-        typer.echo(json.dumps({"balance": {**asdict(now), "left": now.left}, "rows": rows}, ensure_ascii=False))
+        balance = {**asdict(now), "left": now.left}
+        also = {"data_sets": shared, "epsilon_pld_together": everywhere}
+        typer.echo(json.dumps({"balance": balance, "shared_patients": also, "rows": rows}, ensure_ascii=False))
         return
     out = Console(highlight=False, markup=False)
     out.print(f"data set {held.data_set}: {len(rows)} entries, delta {now.delta:g}, filter at order {now.order:g}")
@@ -50,6 +58,10 @@ def ledger(home: HomeOption = None, as_json: JsonOption = False) -> None:
         out.print(f"epsilon of the private releases alone: {now.epsilon_pld:.2f}; exact: {', '.join(now.exact)}")
     else:
         out.print(f"epsilon, reservations included: {now.epsilon_pld:.2f} (PLD)")
+    for name, count in shared.items():
+        out.print(
+            f"{count} patients are in data set {name} as well: epsilon {everywhere:.2f} (PLD) for those, together"
+        )
     table = Table("study", "reserved", "spent", "frames out", "bytes out", "over")
     studies = list(dict.fromkeys(r["study"] for r in rows if "study" in r))
     for study in studies:

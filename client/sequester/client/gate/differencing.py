@@ -1,4 +1,5 @@
-"""Whose exact cohorts may follow each other: two that differ by few patients would tell on those few.
+"""Whose cohorts may follow each other: exact ones that differ by few patients would tell on those few, and patients who
+stand in another data set of this hospital have spent there what they cannot spend here again.
 
 The frozen set of every study stands in the ledger as a keyed hash; the list of keyed names it was made from never leaves
 the site's disk (spec/privacy.md, section 7).
@@ -7,19 +8,22 @@ the site's disk (spec/privacy.md, section 7).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sequester.client.gate.ledger import Ledger
+from sequester.protocols.accounting import Event, cost
 from sequester.protocols.errors import RefusalCode, SiteError
 from sequester.protocols.signing import sha256
 
 NAME_BYTES = 32  # one keyed name in `patients.bin`
 
 
-def join(ledger: Ledger, folder: Path, study: str, *, exact: bool, floor: int) -> None:
+def join(ledger: Ledger, folder: Path, study: str, *, exact: bool, floor: int, events: Sequence[Event] = ()) -> None:
     """Record the frozen patients of `study` in the ledger, or refuse, saying only NOT_READY: it depends on patients.
 
-    `folder` is the data set's; `floor` the cell floor. An earlier list that is gone counts as too close.
+    `folder` is the data set's; `floor` the cell floor; `events` what the study is about to reserve. An earlier list that
+    is gone counts as too close.
     """
     manifest = json.loads((folder / "cohorts" / study / "manifest.json").read_text("utf-8"))
     patients, bitmap = manifest["patients_hash"], manifest["bitmap_sha256"]
@@ -35,7 +39,43 @@ def join(ledger: Ledger, folder: Path, study: str, *, exact: bool, floor: int) -
                 hint="two exact results would describe those few; ask for a private analysis",
                 code=RefusalCode.NOT_READY,
             )
+    _require_budget(ledger, folder, manifest.get("also_in", {}), events)
     ledger.append("cohort", {"study": study, "patients": patients, "bitmap": bitmap, "exact": exact})
+
+
+def shared_with(folder: Path) -> dict[str, int]:
+    """The most patients that a frozen cohort of this data set shares with each other data set of the hospital."""
+    shared: dict[str, int] = {}
+    for path in (folder / "cohorts").glob("*/manifest.json"):
+        for name, count in json.loads(path.read_text("utf-8")).get("also_in", {}).items():
+            shared[name] = max(count, shared.get(name, 0))
+    return dict(sorted(shared.items()))
+
+
+def spent_elsewhere(folder: Path, names: Iterable[str]) -> list[Event]:
+    """What the ledgers of other data sets beside `folder` hold; one that cannot be read is a `SiteError`."""
+    events = []
+    for name in names:
+        other = Ledger(folder.parent / name, read_only=True)
+        try:
+            events += other.charged()
+        finally:
+            other.close()
+    return events
+
+
+def _require_budget(ledger: Ledger, folder: Path, also_in: Mapping[str, int], events: Sequence[Event]) -> None:
+    """The life cap of this data set holds for its patients wherever they spent: all charges of all their data sets."""
+    if not also_in:
+        return
+    now = ledger.balance()
+    elsewhere = sum(cost(event, now.order) for event in spent_elsewhere(folder, also_in))
+    if elsewhere + sum(cost(event, now.order) for event in events) > now.left * (1 + 1e-12):
+        raise SiteError(
+            f"patients of this cohort have spent {elsewhere:.4f} in data set {', '.join(also_in)}; {now.left:.4f} are left here",
+            hint="the same patients under another name have one budget for life; exclude them, or ask for less",
+            code=RefusalCode.NOT_READY,
+        )
 
 
 def _difference(folder: Path, one: tuple[str, str], other: tuple[str, str]) -> int:

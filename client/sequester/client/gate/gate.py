@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from sequester.client.config import Home, SiteConfig
-from sequester.client.gate import approval, exchange, peers, tls
+from sequester.client.gate import approval, differencing, exchange, peers, tls
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
@@ -101,6 +101,14 @@ class Consortium:
             return self.sessions[digest]
         session = self._session(study, digest)
         await session.ready_compute()
+        differencing.join(
+            self._ledger,
+            self._home.dataset(self._ledger.data_set),
+            digest,
+            exact=any(plan.mode == "exact" for plan in study.analyses),
+            floor=self._config.policy.minimum_cell,
+            events=privacy.events(study),
+        )
         self.sessions[digest] = session
         self._tasks[digest] = asyncio.create_task(self._run(digest, session))
         return session

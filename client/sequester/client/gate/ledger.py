@@ -203,6 +203,12 @@ class Ledger:
         founded: dict[str, Any] = {}
         try:
             for row in self.rows():
+                if row.body["schema"] != SCHEMA:
+                    self.close()
+                    raise SiteError(
+                        f"entry {row.seq} of the ledger has schema {row.body['schema']}, this version reads {SCHEMA}",
+                        hint="install the version that wrote it; nothing was changed",
+                    )
                 founded = founded or row.body
                 self._take(row.body)
                 self._counter, self._head = row.seq, row.hash
@@ -263,9 +269,12 @@ class Ledger:
         order, delta = float(self._founded["order"]), float(self._founded["delta"])
         total = cap(float(self._founded["epsilon_life"]), delta, order)
         reserved, spent = self._totals()
-        charged = [event for standing in studies.values() for event in standing.charged()]
         exact = sorted(f"{study[:12]}/{name}" for study, standing in studies.items() for name in standing.exact)
-        return Balance(order, delta, total, reserved, spent, epsilon_pld(charged, delta), tuple(exact))
+        return Balance(order, delta, total, reserved, spent, epsilon_pld(self.charged(), delta), tuple(exact))
+
+    def charged(self) -> list[Event]:
+        """Every event that counts against the budget: reserved by running studies, spent by ended ones."""
+        return [event for standing in self._studies().values() for event in standing.charged()]
 
     def _totals(self) -> tuple[float, float]:
         """(reserved by running studies, spent by ended ones) as RDP at the ledger's order."""

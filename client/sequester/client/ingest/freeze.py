@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from sequester.client.compute.genome.harmonise import match
 from sequester.client.config import Home, SiteConfig
 from sequester.client.ingest.cohort_genotypes import Genotypes, of_study
+from sequester.client.ingest.overlap import also_in
 from sequester.protocols.errors import SiteError, StudyError
 from sequester.protocols.signing import canonical, sha256
 from sequester.protocols.study import CONDITION, Column, Score, Study, standardisation, transformed
@@ -109,7 +110,10 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
     }
     if event is not None:
         arrays["event"] = event[rows]
-    _write(folder, study, digest, config, arrays, names, ready)
+    shared = also_in(folder, [ids[i] for i in rows])
+    for name, count in shared.items():
+        sentences.append(f"{count} of these patients are in data set {name} as well: what was spent there counts here.")
+    _write(folder, study, digest, config, arrays, names, ready, shared)
     return Account(ready, len(rows), counts, categories, tuple(sentences))
 
 
@@ -369,6 +373,7 @@ def _write(
     arrays: dict[str, NDArray[Any]],
     names: list[bytes],
     ready: bool,
+    shared: dict[str, int],
 ) -> None:
     target = folder / "cohorts" / digest
     temporary = target.with_name(digest + ".new")
@@ -394,6 +399,7 @@ def _write(
             "patients_hash": hmac.new(_patients_key(folder), bitmap, "sha256").hexdigest(),
             "bitmap": "patients.bin",
             "bitmap_sha256": sha256(bitmap),
+            "also_in": shared,
             "files": files,
             "ready": ready,
             "minimum_cohort_met": ready,
