@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import struct
+import sys
 import tempfile
 import zlib
 from collections import Counter
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 
@@ -34,6 +36,7 @@ PEOPLE, VARIANTS = 7, 24
 KINDS = ("bed", "bim", "fam", "pgen", "pvar", "psam", "vcf", "vcf.gz", "plain.gz", "text-in-gz", "bcf", "payload-in-bcf",
          "bgen", "sample", "dosage-vcf")  # fmt: skip
 HANG_S = 30.0
+_READERS = "sequester/client/compute/genome/"
 
 
 @dataclass(slots=True)
@@ -143,16 +146,22 @@ def mutate(data: bytes, rng: random.Random, *, is_text: bool) -> bytes:
     return bytes(out)
 
 
-def prepare(number: int, clean: Path, folder: Path) -> tuple[str, Path]:
-    """Write input `number` into an empty folder; its kind, and the path or prefix to read."""
+def prepare(number: int, clean: Path, folder: Path, pool: Path | None = None) -> tuple[str, Path]:
+    """Write input `number` into an empty folder; its kind, and the path or prefix to read.
+
+    With a pool, most inputs are mutations of one of its files instead of the clean one.
+    """
     rng = random.Random(number)
     kind = KINDS[number % len(KINDS)]
+    grown = sorted(pool.glob(f"{kind}@*")) if pool is not None else []
+    base = rng.choice(grown) if grown and rng.random() < 0.8 else None
     names, changed = _FILES[kind]
     for path in folder.iterdir():
         path.unlink()
     for name in names:
         data = (clean / name).read_bytes()
         if name == changed:
+            data = data if base is None else base.read_bytes()
             is_text = kind in ("bim", "fam", "pvar", "psam", "vcf", "text-in-gz", "sample", "dosage-vcf")
             if kind in ("text-in-gz", "payload-in-bcf"):
                 data = bgzip(mutate(gzip.decompress(data), rng, is_text=is_text), 512)
@@ -284,23 +293,49 @@ _TWINS: dict[str, Callable[[Path, Path], np.ndarray | None]] = {
 }  # fmt: skip
 
 
-def _work(pipe: Connection, clean: Path, folder: Path, start: int, stop: int) -> None:
+def _work(pipe: Connection, clean: Path, folder: Path, start: int, stop: int, pool: Path | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    covered: set[tuple[str, int]] = set()
     for number in range(start, stop):
         pipe.send(number)
-        kind, path = prepare(number, clean, folder)
+        kind, path = prepare(number, clean, folder, pool)
+        lines: set[tuple[str, int]] = set()
+        if pool is not None:
+            sys.settrace(_tracer(lines))
         try:
             end = judge(kind, path, clean)
         except Exception as error:  # what no reader may let out
             end = f"WRONG: {type(error).__name__}: {error}"
+        finally:
+            sys.settrace(None)
+        if pool is not None and not lines <= covered:
+            covered |= lines
+            shutil.copyfile(folder / _FILES[kind][1], pool / f"{kind}@{number}")
         pipe.send((kind, end))
     pipe.close()
 
 
-def fuzz(first: int, count: int, workplace: Path) -> Tally:
-    """Inputs first .. first + count; a death or a hang is put to the product, which must answer with a SiteError."""
+def _tracer(lines: set[tuple[str, int]]) -> Callable[..., object]:
+    """Notes each line of our readers that runs."""
+
+    def local(frame: FrameType, event: str, _: object) -> object:
+        if event == "line":
+            lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return local
+
+    return lambda frame, event, _: local if _READERS in frame.f_code.co_filename else None
+
+
+def fuzz(first: int, count: int, workplace: Path, *, guided: bool = False) -> Tally:
+    """Inputs first .. first + count; a death or a hang is put to the product, which must answer with a SiteError.
+
+    `guided` keeps each input that reached a line of our readers no other had reached, and mutates it further.
+    """
     clean = workplace / "clean"
     clean.mkdir()
+    pool = workplace / "pool" if guided else None
+    if pool is not None:
+        pool.mkdir()
     corpus(clean)
     tally = Tally()
     context = multiprocessing.get_context("fork")
@@ -308,7 +343,7 @@ def fuzz(first: int, count: int, workplace: Path) -> Tally:
     while number < stop:
         folder = Path(tempfile.mkdtemp(dir=workplace))
         ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_work, args=(theirs, clean, folder, number, stop), daemon=True)
+        child = context.Process(target=_work, args=(theirs, clean, folder, number, stop, pool), daemon=True)
         child.start()
         theirs.close()
         begun = None
@@ -329,14 +364,14 @@ def fuzz(first: int, count: int, workplace: Path) -> Tally:
         child.join()
         ours.close()
         if begun is not None:
-            _ask_the_product(begun, clean, folder, tally)
+            _ask_the_product(begun, clean, folder, pool, tally)
             number = begun + 1
         shutil.rmtree(folder)
     return tally
 
 
-def _ask_the_product(number: int, clean: Path, folder: Path, tally: Tally) -> None:
-    kind, path = prepare(number, clean, folder)
+def _ask_the_product(number: int, clean: Path, folder: Path, pool: Path | None, tally: Tally) -> None:
+    kind, path = prepare(number, clean, folder, pool)
     try:
         if kind in ("bed", "bim", "fam", "pgen", "pvar", "psam"):
             isolated(read_plink, str(path), what=path.name, progress=quiet, quiet_s=HANG_S)

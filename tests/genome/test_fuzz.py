@@ -45,6 +45,18 @@ def test_a_million_damaged_files(tmp_path: Path, part: int) -> None:
     assert tally.wrong == [] and sum(tally.ends.values()) == 100_000
 
 
+@pytest.mark.nightly
+def test_inputs_that_grow_towards_lines_not_yet_reached(tmp_path: Path) -> None:
+    tally = fuzz(5_000_000, 100_000, tmp_path, guided=True)
+    assert tally.wrong == [] and sum(tally.ends.values()) == 100_000
+
+
+def test_guided_inputs_reach_lines_that_the_clean_files_do_not(tmp_path: Path) -> None:
+    tally = fuzz(5_000_000, 600, tmp_path, guided=True)
+    assert tally.wrong == []
+    assert len(list((tmp_path / "pool").iterdir())) > 2 * len(KINDS)
+
+
 def test_the_same_number_is_the_same_input(tmp_path: Path) -> None:
     clean, a, b = (tmp_path / n for n in "cab")
     for folder in (clean, a, b):
