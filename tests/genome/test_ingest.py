@@ -297,6 +297,16 @@ def test_a_store_that_changed_or_is_of_other_files_is_refused_at_freeze(tmp_path
         freeze.freeze(home, home.config(), study, "ab" * 32)
 
 
+def test_a_store_that_chose_by_frequencies_is_not_for_private_analyses(tmp_path: Path) -> None:
+    two_files(tmp_path)
+    people = [f"p{i:03d}" for i in range(N)]
+    home = site(tmp_path / "h", tmp_path / "*.vcf.gz", "GRCh37", table(tmp_path / "p.csv", people))
+    ingested(home, palindromic="frequency")
+    _, rows = panel_lines("GRCh37", 5)
+    with pytest.raises(SiteError, match="by their frequencies, and the study has a private analysis"):
+        freeze.freeze(home, home.config(), study_of(rows, "GRCh37"), "ab" * 32)
+
+
 def test_plink_files_in_another_build_than_declared_are_refused_at_freeze_too(tmp_path: Path) -> None:
     from sequester.simulate.plink import write_bed
 

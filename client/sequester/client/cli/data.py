@@ -51,8 +51,12 @@ def ingest(
         typer.Option("--only", help="`panel` keeps the panel's variants only, for biobank files."),
     ] = "all",
     palindromic: Annotated[
-        Literal["drop", "strand"],
-        typer.Option("--palindromic", help="`strand` keeps A/T and C/G where the file's strand is beyond doubt."),
+        Literal["drop", "strand", "frequency"],
+        typer.Option(
+            "--palindromic",
+            help="A/T and C/G variants: `strand` keeps them where the file's strand is beyond doubt; `frequency` where their "
+            "frequencies tell it, which depends on patients: for exact studies only.",
+        ),
     ] = "drop",
     min_r2: Annotated[
         float, typer.Option("--min-r2", min=0, max=1, help="Floor on imputation quality (INFO/R2).")

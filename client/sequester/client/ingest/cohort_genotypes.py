@@ -43,6 +43,11 @@ def of_study(home: Home, config: SiteConfig, study: Study) -> Genotypes:
     store = home.dataset(config.data.id) / "genotypes"
     if (store / "manifest.json").exists():
         manifest = _manifest(store, config)
+        if manifest["palindromic"] == "frequency" and any(plan.mode == "private" for plan in study.analyses):
+            raise SiteError(
+                "the genotype store keeps A/T and C/G variants by their frequencies, and the study has a private analysis",
+                hint="that choice depends on patients: ingest with `--palindromic drop` or `strand`",
+            )
         own = next(iter(sorted(store.glob("panel.tsv*"))), None)
         removed = json.loads((store / "removed.json").read_text("utf-8"))
         return Genotypes(

@@ -163,10 +163,11 @@ def _ancestry(
         )
         out.not_done["ancestry"] = why
         return None
-    shares = ancestry.shares(genotypes, panel.frequency[rows])
+    columns = ancestry.populations(panel.frequency)
+    shares = ancestry.shares(genotypes, panel.frequency[np.ix_(rows, columns)])
     certain = shares.max(axis=1) >= ancestry.CERTAIN
     of = shares.argmax(axis=1)
-    out.ancestry = {p: int((certain & (of == k)).sum()) for k, p in enumerate(POPULATIONS)}
+    out.ancestry = {POPULATIONS[p]: int((certain & (of == k)).sum()) for k, p in enumerate(columns.tolist())}
     out.ancestry["uncertain"] = int((~certain).sum())
     return shares
 
@@ -197,10 +198,17 @@ def _heterozygosity(
     if shares is None:
         out.not_done["heterozygosity"] = out.not_done["ancestry"]
         return
-    known = np.flatnonzero(~np.isnan(panel.frequency).any(axis=1))
+    held = panel.frequency[:, ancestry.populations(panel.frequency)]
+    known = np.flatnonzero(~np.isnan(held).any(axis=1))
     chosen = _evenly(np.intersect1d(known, panel_row), _KINSHIP_VARIANTS[1])
+    if len(chosen) < _KINSHIP_VARIANTS[0] or len(np.unique(panel.code[chosen])) < _KINSHIP_CHROMOSOMES:
+        out.not_done["heterozygosity"] = (
+            f"{len(chosen)} panel variants with public frequencies on {len(np.unique(panel.code[chosen]))} chromosomes are "
+            f"kept; {_KINSHIP_VARIANTS[0]} on {_KINSHIP_CHROMOSOMES} are needed"
+        )
+        return
     rows, genotypes = _panel_genotypes(store, panel, panel_row, chosen)
-    f = inbreeding(genotypes, panel.frequency[rows].astype(np.float64) @ shares.T)
+    f = inbreeding(genotypes, held[rows].astype(np.float64) @ shares.T)
     _remove(out, "heterozygosity", np.flatnonzero(np.abs(f) > limits.heterozygosity))
 
 

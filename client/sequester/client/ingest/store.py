@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequester.client.compute.genome import build as build_of
+from sequester.client.compute.genome.frequencies import on_strand
 from sequester.client.compute.genome.harmonise import (
     EXCLUDED,
     MATCHED,
@@ -33,7 +34,7 @@ from sequester.client.compute.genome.harmonise import (
     oriented,
 )
 from sequester.client.compute.genome.panel import Build, Panel, load
-from sequester.client.compute.genome.plink import PlinkFiles
+from sequester.client.compute.genome.plink import MISSING, PlinkFiles
 from sequester.client.compute.genome.quality import LIMITS
 from sequester.client.compute.genome.variants import Variants, chromosome_name, join
 from sequester.client.ingest import report
@@ -41,6 +42,7 @@ from sequester.client.ingest.convert import GenotypeWriter, versions, write_psam
 from sequester.client.ingest.durable import folder_in_place, sha256_of, write_json
 from sequester.client.ingest.inspection import Inspection, inspect
 from sequester.client.ingest.isolated import Progress
+from sequester.protocols.analyses.quality import HARD_CALL
 from sequester.protocols.errors import SiteError
 
 FORMAT = 1
@@ -89,7 +91,11 @@ def assemble(order: Order, folder: Path, progress: Progress) -> Assembled:
     rows = join([source.variants for source in sources])
     found = build_of.evidence(rows, panel)
     reasons = np.concatenate([_reasons(given, len(s.variants)) for given, s in zip(order.given, sources, strict=True)])
-    matched = match(of_panel(panel, order.build), rows, order.palindromic, reasons)
+    wanted = of_panel(panel, order.build)
+    matched = match(wanted, rows, order.palindromic, reasons)
+    if order.palindromic == "frequency":
+        told = on_strand(panel, matched, lambda entries: _hard_calls(sources, people, entries))
+        matched = match(wanted, rows, order.palindromic, reasons, told)
     account = _account(order, sources, rows, panel, found, matched)
     lists = report.lists(rows, matched, panel, order.build)
     target, problem = folder / "genotypes", None
@@ -159,21 +165,15 @@ def _write(
     chosen, panel_row, swapped = _chosen(order, rows, matched, _counts_ref(order, rows, panel, matched, source_of))
     if not len(chosen):
         raise SiteError("no variant of these files can be kept", hint="`sequester-client data report` says why")
-    first_of = np.concatenate([[0], np.cumsum([len(s.variants) for s in sources])])
     n = len(sources[0].samples)
     dosages = any(source.has_dosages for source in sources)
     with GenotypeWriter(folder / "genotypes.pgen", n, len(chosen), dosages=dosages) as writer:
         for start in range(0, len(chosen), _BLOCK):
             progress("writing the store", start, len(chosen))
             entries = chosen[start : start + _BLOCK]
-            block: list[NDArray[Any]] = [np.zeros(0)] * len(entries)
-            for index in np.unique(source_of[entries]).tolist():
-                here = np.flatnonzero(source_of[entries] == index)
-                read = sources[index].dosages((entries[here] - first_of[index]).tolist())[people[index]]
-                for column, place in enumerate(here.tolist()):
-                    block[place] = oriented(read[:, column], bool(swapped[start + place]))
-            for genotypes in block:
-                writer.add(_plain(genotypes))
+            block = _genotypes(sources, people, entries)
+            for place, genotypes in enumerate(block, start):
+                writer.add(_plain(oriented(genotypes, bool(swapped[place]))))
     write_psam(folder / "genotypes.psam", sources[0].samples, sources[0].sex.tolist())
     with (folder / "genotypes.pvar").open("w", encoding="utf-8", newline="\n") as pvar:
         pvar.write("#CHROM\tPOS\tID\tREF\tALT\n")
@@ -187,6 +187,30 @@ def _write(
             pvar.write(f"{name}\t{rows.position[entry]}\t{rows.id[entry]}\t{ref}\t{alt}\n")
     np.save(folder / "panel_row.npy", panel_row.astype(np.int32))
     return PlinkFiles(str(folder / "genotypes")), panel_row
+
+
+def _genotypes(
+    sources: list[PlinkFiles], people: list[NDArray[np.int64]], entries: NDArray[np.int64]
+) -> list[NDArray[Any]]:
+    """Genotypes of entries over all sources, each (people,) in the first source's order of people."""
+    first_of = np.concatenate([[0], np.cumsum([len(source.variants) for source in sources])])
+    source_of = np.searchsorted(first_of, entries, side="right") - 1
+    block: list[NDArray[Any]] = [np.zeros(0)] * len(entries)
+    for index in np.unique(source_of).tolist():
+        here = np.flatnonzero(source_of == index)
+        read = sources[index].dosages((entries[here] - first_of[index]).tolist())[people[index]]
+        for column, place in enumerate(here.tolist()):
+            block[place] = read[:, column]
+    return block
+
+
+def _hard_calls(sources: list[PlinkFiles], people: list[NDArray[np.int64]], entries: list[int]) -> NDArray[np.int8]:
+    """int8 (entries, people); a dosage further than 0.1 from a whole number is no call."""
+    out = np.empty((len(entries), len(sources[0].samples)), dtype=np.int8)
+    for i, genotypes in enumerate(_genotypes(sources, people, np.array(entries, dtype=np.int64))):
+        whole = np.rint(genotypes)
+        out[i] = np.where(np.abs(genotypes - whole) <= HARD_CALL, whole, MISSING)
+    return out
 
 
 def _plain(genotypes: NDArray[Any]) -> NDArray[Any]:

@@ -19,10 +19,16 @@ _START = 0.9
 _EDGE = 1e-3  # no frequency is taken as exactly 0 or 1
 
 
+def populations(frequency: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Columns of a table of frequencies that hold any."""
+    return np.flatnonzero(~np.isnan(frequency).all(axis=0))
+
+
 def informative(frequency: NDArray[np.float32]) -> NDArray[np.int64]:
     """At most 2,000 rows whose frequencies differ most between populations, in row order; frequency: (rows, populations)."""
-    known = np.flatnonzero(~np.isnan(frequency).any(axis=1))
-    spread = frequency[known].var(axis=1)
+    held = frequency[:, populations(frequency)]
+    known = np.flatnonzero(~np.isnan(held).any(axis=1)) if held.shape[1] > 1 else np.zeros(0, np.int64)
+    spread = held[known].var(axis=1)
     return np.sort(known[np.argsort(-spread, kind="stable")[:MOST_VARIANTS]])
 
 

@@ -7,7 +7,7 @@ both. Every row of the file and every variant of the list ends in exactly one na
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from sequester.client.compute.genome.variants import (
 )
 from sequester.protocols.study import Variant
 
-Palindromic = Literal["drop", "strand"]
+Palindromic = Literal["drop", "strand", "frequency"]
 MATCHED = ("direct", "swapped", "flipped", "flipped_swapped")
 # of a row of the file; those of EXCLUDED are in no store
 EXCLUDED = (
@@ -66,6 +66,7 @@ class Match:
     swapped: tuple[bool, ...]
     categories: dict[str, int]
     wanted_category: NDArray[np.uint8]  # (wanted,) of WANTED_CATEGORIES
+    ambiguous: tuple[tuple[int, int, bool], ...]  # row, wanted, swapped by its letters, of the palindromic ones
     row_category: NDArray[np.uint8]  # (rows,) of ROW_CATEGORIES
     rows: dict[str, int]
 
@@ -179,11 +180,13 @@ def match(
     rows: Variants,
     palindromic: Palindromic = "drop",
     reasons: NDArray[np.uint8] | None = None,
+    on_strand: Mapping[int, bool] | None = None,
 ) -> Match:
     """The variants of a list found in a file. Several rows at one place: each by its own allele pair, first in file wins.
 
     `palindromic="strand"` keeps A/T and C/G variants where at least 1,000 others matched and at most one in a thousand of
-    them was on the other strand; it reads no genotype. `reasons`: what the reader found, 0 or 1 + an index of REASONS.
+    them was on the other strand; it reads no genotype. `"frequency"` keeps those of `on_strand`: wanted variant to whether
+    its row is on the list's strand (frequencies.py). `reasons`: what the reader found, 0 or 1 + an index of REASONS.
     """
     if not isinstance(wanted, Wanted):
         wanted = of_study(wanted)
@@ -223,11 +226,15 @@ def match(
     for _, j in ambiguous:
         clear[how[j]] -= 1
     known_strand = sum(clear) >= _STRAND_ROWS and clear[2] + clear[3] <= _STRAND_FLIPS * sum(clear)
-    for i, j in ambiguous:
-        if palindromic == "drop" or not known_strand:
-            category[i], how[j], found[j] = (
-                ROW_CATEGORIES.index("palindromic"), WANTED_CATEGORIES.index("palindromic"), -1
-            )  # fmt: skip
+    pairs = tuple((i, j, WANTED_CATEGORIES[how[j]] == "swapped") for i, j in ambiguous)
+    for i, j, swapped in pairs:
+        case = WANTED_CATEGORIES[how[j]]
+        if palindromic == "frequency" and on_strand is not None and j in on_strand:
+            if not on_strand[j]:
+                case = "flipped" if swapped else "flipped_swapped"
+        elif palindromic != "strand" or not known_strand:
+            case, found[j] = "palindromic", -1
+        category[i], how[j] = ROW_CATEGORIES.index(case), WANTED_CATEGORIES.index(case)
     counted = np.bincount(how, minlength=len(WANTED_CATEGORIES)).tolist()
     of_rows = np.bincount(category, minlength=len(ROW_CATEGORIES)).tolist()
     assert sum(counted) == len(wanted) and sum(of_rows) == len(rows), "a variant in no category, or in two"
@@ -235,7 +242,7 @@ def match(
     turned = (WANTED_CATEGORIES.index("swapped"), WANTED_CATEGORIES.index("flipped_swapped"))
     return Match(
         tuple(found.tolist()), tuple(np.isin(how, turned).tolist()), dict(zip(WANTED_CATEGORIES, counted, strict=True)),
-        how, category, dict(zip(ROW_CATEGORIES, of_rows, strict=True)),
+        how, pairs, category, dict(zip(ROW_CATEGORIES, of_rows, strict=True)),
     )  # fmt: skip
 
 
