@@ -41,6 +41,13 @@ def within(analysis: str, oracle: str, quantity: str, difference: float, toleran
     assert difference <= tolerance, f"{analysis}, {quantity}: {difference:.3g} beyond {tolerance:g}"
 
 
+def figure(title: str, row: str, values: dict[str, float]) -> None:
+    """Keep a row of figures that are told, not compared."""
+    if kept := os.environ.get(KEPT):
+        with Path(kept).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"title": title, "row": row, "values": values}) + "\n")
+
+
 def version(oracle: str) -> str:
     """The version of an oracle that is a package or PLINK."""
     if oracle == "PLINK 2":
@@ -61,6 +68,8 @@ def main() -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here)]
         done = subprocess.run(command, env={**os.environ, KEPT: str(lines)}, cwd=here.parents[1], check=False)
         rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
+    told = [row for row in rows if isinstance(row, dict)]
+    rows = [row for row in rows if isinstance(row, list)]
     worst: dict[tuple[str, str, str], list[float]] = {}
     for analysis, oracle, quantity, difference, tolerance in rows:
         seen = worst.setdefault((analysis, oracle, quantity), [0.0, tolerance])
@@ -77,6 +86,13 @@ def main() -> None:
     ]
     for (analysis, oracle, quantity), (difference, tolerance) in sorted(worst.items()):
         text.append(f"| {analysis} | {oracle} | {quantity} | {difference:.1e} | {tolerance:g} |")
+    for title in dict.fromkeys(row["title"] for row in told):
+        mine = [row for row in told if row["title"] == title]
+        columns = list(mine[0]["values"])
+        text += ["", f"{title}:", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+        for row in mine:
+            cells = " | ".join(f"{row['values'][column]:.3f}" for column in columns)
+            text.append(f"| {row['row']} | {cells} |")
     if shutil.which("plink2") is None:
         text += ["", "PLINK 2 was not installed: its rows are missing."]
     (here / "README.md").write_text("\n".join(text) + "\n", "utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +19,7 @@ import plain_loop
 from oracles import table
 from oracles.test_exact_glm import penalised_maximum
 from oracles.test_structure import populations, variants
+from sequester.client.compute.genome.plink import PlinkFiles
 from sequester.protocols.analyses import saddlepoint
 from sequester.protocols.analyses.association import glm_lines
 from sequester.protocols.errors import StudyError
@@ -259,3 +261,34 @@ def test_components_of_an_earlier_analysis_take_structure_out_of_a_null_trait() 
 def test_a_scan_that_cannot_be_run_is_refused(plan: dict[str, Any], said: str) -> None:
     with pytest.raises(StudyError, match=said):
         study_of(3, **plan)
+
+
+MICE = Path(os.environ.get("SEQUESTER_DATA", str(Path(__file__).resolve().parents[3] / "shared/data"))) / "mouse_hs1940"
+
+
+@pytest.mark.skipif(not MICE.exists(), reason="SEQUESTER_DATA has no mouse_hs1940")
+def test_the_chromosome_17_signal_of_cd8_is_found_in_five_groups_of_families() -> None:
+    files = PlinkFiles(str(MICE / "mouse_hs1940"))
+    chromosome = np.array([line.split()[0] for line in (MICE / "mouse_hs1940.bim").read_text().splitlines()])
+    cd8 = np.array([line.split()[0] for line in (MICE / "mouse_hs1940.pheno.txt").read_text().splitlines()])
+    family = np.array([line.split()[0] for line in (MICE / "mouse_hs1940.fam").read_text().splitlines()])
+    use = np.flatnonzero(np.isin(chromosome, [str(c) for c in range(1, 20)]))
+    counts = files.counts(use).astype(float)[cd8 != "NA"]
+    g, y = np.where(counts < 0, np.nan, counts), cd8[cd8 != "NA"].astype(float)
+    names, sizes = np.unique(family[cd8 != "NA"], return_counts=True)
+    group = {name: k % 5 for k, name in enumerate(names[np.argsort(-sizes)])}
+    site = np.array([group[name] for name in family[cd8 != "NA"]])
+    listed = [{**v, "chromosome": chromosome[j]} for v, j in zip(variants(len(use)), use, strict=True)]
+    study = contracts.study(
+        phenotype=HEIGHT, variants=listed, covariates=[], cohort={}, aggregation=EXACT,
+        analyses=[{"kind": "association", "name": "scan", "mode": "exact"}],
+    )  # fmt: skip
+    whole = plain_loop.patients(study, y, dosage=g)
+    result = plain_loop.run(study, [whole.only(np.flatnonzero(site == s)) for s in range(5)])["scan"].result
+    p, error = np.array(result["table"]["p"]), np.array(result["table"]["error"])
+    top = int(np.argmin(np.where(error == "", p, 1.0)))
+    assert chromosome[use[top]] == "17" and p[top] < 1e-20
+    filled = np.where(np.isnan(g[:, top]), np.nanmean(g[:, top]), g[:, top])
+    ols = sm.OLS(y, sm.add_constant(filled)).fit()
+    table.record("association, quantitative", "statsmodels", "t of the top variant of real mice, relative",
+                 result["table"]["statistic"][top], ols.tvalues[-1], rtol=1e-8)  # fmt: skip

@@ -152,7 +152,9 @@ def _report(plan: CalibrationPlan, study: Study, bins: Vector, fits: list[State]
         shown = cells[:, 0] >= max(floor, 5 * noise * np.sqrt(groups))
         rows = [[float(np.clip(p / m, 0, 1)), float(np.clip(y / m, 0, 1))] for m, y, p in cells[shown]]
         gaps = [abs(p - y) * float(m) for (p, y), m in zip(rows, cells[shown, 0], strict=True)]
-        found: Result = {"bins": rows, "expected_calibration_error": float(sum(gaps)) / float(cells[shown, 0].sum())}
+        found: Result = {"bins": rows}
+        if rows:
+            found["expected_calibration_error"] = float(sum(gaps)) / float(cells[shown, 0].sum())
         found["observed_over_expected"] = cases / max(float(cells[:, 2].sum()), 1e-9)
         if fit is not None and fit["done"][0] and not np.asarray(fit["gone"]).any():
             kept = np.asarray(fit["kept"], dtype=bool)
