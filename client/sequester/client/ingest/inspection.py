@@ -36,7 +36,9 @@ _PAR: dict[Build, tuple[int, int]] = {
     "GRCh37": (2_699_520, 154_931_044),
     "GRCh38": (2_781_479, 155_701_383),
 }
-_KINSHIP_VARIANTS, _KINSHIP_CHROMOSOMES = (1000, 8192), 15
+# kinship and heterozygosity of a person want many variants that are not linked: on a short genome strangers share
+# stretches as relatives do
+_LEAST_VARIANTS, _MOST_VARIANTS, _LEAST_SPAN = 1000, 8192, 500_000_000
 _X_VARIANTS, _GROUP = 50, 50
 
 
@@ -106,7 +108,7 @@ def inspect(
         _variants(out, autosomal, {name: joined(p) for name, p in parts.items() if p}, limits)
         out.missing_rate = float(missing.sum() / (n * len(autosomal)))
         _remove(out, "low_call_rate", np.flatnonzero(1 - missing / len(autosomal) < limits.sample_call_rate))
-    _heterozygosity(store, panel, panel_row, shares, out, limits)
+    _heterozygosity(store, panel, panel_row, build, shares, out, limits)
     _sex(store, build, out, progress)
     _relatives(store, panel_row, missing, out, limits, progress)
     return out
@@ -191,6 +193,7 @@ def _heterozygosity(
     store: PlinkFiles,
     panel: Panel,
     panel_row: NDArray[np.int64],
+    build: Build,
     shares: NDArray[np.float64] | None,
     out: Inspection,
     limits: Limits,
@@ -200,12 +203,9 @@ def _heterozygosity(
         return
     held = panel.frequency[:, ancestry.populations(panel.frequency)]
     known = np.flatnonzero(~np.isnan(held).any(axis=1))
-    chosen = _evenly(np.intersect1d(known, panel_row), _KINSHIP_VARIANTS[1])
-    if len(chosen) < _KINSHIP_VARIANTS[0] or len(np.unique(panel.code[chosen])) < _KINSHIP_CHROMOSOMES:
-        out.not_done["heterozygosity"] = (
-            f"{len(chosen)} panel variants with public frequencies on {len(np.unique(panel.code[chosen]))} chromosomes are "
-            f"kept; {_KINSHIP_VARIANTS[0]} on {_KINSHIP_CHROMOSOMES} are needed"
-        )
+    chosen = _evenly(np.intersect1d(known, panel_row), _MOST_VARIANTS)
+    if why := _too_little(panel.code[chosen], panel.position[build][chosen]):
+        out.not_done["heterozygosity"] = why
         return
     rows, genotypes = _panel_genotypes(store, panel, panel_row, chosen)
     f = inbreeding(genotypes, held[rows].astype(np.float64) @ shares.T)
@@ -222,7 +222,7 @@ def _sex(store: PlinkFiles, build: Build, out: Inspection, progress: Progress) -
         )
         return
     progress("checking sex", 0, 1)
-    genotypes = np.ascontiguousarray(store.counts(_evenly(rows, _KINSHIP_VARIANTS[1]).tolist()).T)
+    genotypes = np.ascontiguousarray(store.counts(_evenly(rows, _MOST_VARIANTS).tolist()).T)
     told = sex_of(inbreeding(genotypes, np.nan_to_num(variant_counts(genotypes).frequency)))
     mismatch = (told > 0) & (store.sex > 0) & (told != store.sex)
     out.sexes = {
@@ -243,15 +243,11 @@ def _relatives(
     progress: Progress,
 ) -> None:
     entries = np.flatnonzero(panel_row >= 0)
-    covered = len(np.unique(store.variants.code[entries]))
-    if len(entries) < _KINSHIP_VARIANTS[0] or covered < _KINSHIP_CHROMOSOMES:
-        out.not_done["relatives"] = (
-            f"{len(entries)} panel variants on {covered} chromosomes are kept; {_KINSHIP_VARIANTS[0]} on "
-            f"{_KINSHIP_CHROMOSOMES} are needed"
-        )
+    if why := _too_little(store.variants.code[entries], store.variants.position[entries]):
+        out.not_done["relatives"] = why
         return
     progress("looking for relatives", 0, 1)
-    entries = _evenly(entries, _KINSHIP_VARIANTS[1])
+    entries = _evenly(entries, _MOST_VARIANTS)
     out.kinship_variants = len(entries)
     gone = {row for rows in out.removed.values() for row in rows}
     stay = np.array([i for i in range(len(store.samples)) if i not in gone], dtype=np.int64)
@@ -260,6 +256,17 @@ def _relatives(
     for reason, near in (("duplicate", True), ("relative", False)):
         rows = [int(stay[row]) for row, kinship in dropped.items() if (kinship > limits.duplicate) == near]
         _remove(out, reason, np.array(sorted(rows), dtype=np.int64))
+
+
+def _too_little(code: NDArray[np.uint8], position: NDArray[np.int64]) -> str:
+    """Why these panel variants are too few or too close together for a check of people; empty where they are not."""
+    span = sum(int(np.ptp(position[code == c])) for c in np.unique(code))
+    if len(code) >= _LEAST_VARIANTS and span >= _LEAST_SPAN:
+        return ""
+    return (
+        f"{len(code)} panel variants over {span / 1e6:.0f} million bases are kept; {_LEAST_VARIANTS} over "
+        f"{_LEAST_SPAN / 1e6:.0f} million are needed"
+    )
 
 
 def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
