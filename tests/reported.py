@@ -73,6 +73,8 @@ def cohorts(study: Study, n: int = 10000, rare: int = 60, seed: int = 1) -> list
         strata = rng.choice(len(GROUPS), n, p=[0.25, 0.15, 0.6])
         others = rng.choice(n, max(1, rare // len(study.sites)), replace=False)
         strata[others] = len(GROUPS)
+        if study.cohort.subgroup is None:
+            strata[:] = 0
         genetic = x[:, -len(truth) :] @ truth
         z = -1.7 + np.where(strata == 0, 0.55, 1.0) * genetic + 0.9 * x[:, 0] + 0.2 * x[:, 1]
         y = (rng.random(n) < 1 / (1 + np.exp(-z))).astype(float)
