@@ -222,3 +222,28 @@ def test_a_private_poisson_model_without_noise_comes_close_to_the_pooled_fit_and
     # a clipped gradient is biased; the private model is for prediction, and prints no error
     np.testing.assert_allclose([r["standardised"] for r in result["weights"]], oracle.params[1:], atol=0.15)
     assert all("se" not in row for row in result["weights"])
+
+
+@pytest.mark.parametrize("mode", ["exact", "private"])
+def test_a_left_out_column_is_not_in_the_fit_and_keeps_weight_0_in_its_place(mode: str) -> None:
+    x, y = logistic(np.random.default_rng(8), sum(SIZES), 4)
+    plan = {"kind": "glm", "name": "fit", "part": "all", "leave_out": ["c1"]}
+    plan |= {"mode": "exact", "solver": "newton", "rounds": 25} if mode == "exact" else {"rounds": 5}
+    study = contracts.study(
+        phenotype=BINARY, variants=[], cohort={}, analyses=[plan], aggregation=EXACT if mode == "exact" else {"mode": "strict"},
+        covariates=[
+            {"name": f"c{j}", "kind": "quantitative", "lower": "-9", "upper": "9", "centre": "0", "scale": "1"} for j in range(4)
+        ],
+    )  # fmt: skip
+    done = plain_loop.run(study, plain_loop.split(plain_loop.patients(study, y, table=x), SIZES))["fit"]
+    assert [row["name"] for row in done.result["weights"]] == ["c0", "c2", "c3"]
+    w = done.state["w"]
+    assert w[1] == 0 and w[[0, 2, 3]].tolist() == [row["standardised"] for row in done.result["weights"]]
+    if mode == "exact":
+        oracle = sm.Logit(y, sm.add_constant(x[:, [0, 2, 3]])).fit(disp=0, tol=1e-14)
+        np.testing.assert_allclose(w[[0, 2, 3]], oracle.params[1:], rtol=1e-8)
+
+
+def test_leaving_out_what_is_not_there_is_refused() -> None:
+    with pytest.raises(StudyError, match="no score or covariate"):
+        study_of(2, BINARY, leave_out=["c9"])

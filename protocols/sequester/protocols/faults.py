@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sequester.protocols.analyses.cohort import chosen
@@ -190,7 +191,7 @@ def _analyses(study: Study) -> Iterator[str]:
             case LinearPlan():
                 yield from _linear(study, plan)
             case EvaluationPlan():
-                yield from _evaluation(plan, earlier)
+                yield from _evaluation(study, plan, earlier)
             case _:
                 yield from CHECKS[plan.kind](study, plan, earlier)
         earlier[plan.name] = plan
@@ -214,9 +215,12 @@ def _glm(study: Study, plan: GlmPlan) -> Iterator[str]:
         yield f"analysis {plan.name}: counts are modelled as they are: lower 0, centre 0, scale 1 were expected"
     if plan.mode == "exact" and plan.solver != "newton":
         yield f"analysis {plan.name}: an exact model is fitted by solver newton, its gradient steps are for private mode"
-    p = len(chosen(study, plan.features))
+    p = len(chosen(study, plan.features, plan.leave_out))
     if not p:
-        yield f"analysis {plan.name}: `features: table` needs a score or a covariate"
+        yield f"analysis {plan.name}: no feature is left: a score or a covariate was expected"
+    unknown = set(plan.leave_out) - {*(s.name for s in study.scores), *(c.name for c in study.covariates)}
+    for name in sorted(unknown):
+        yield f"analysis {plan.name} leaves out `{name}`, which is no score or covariate"
     if plan.mode == "private" and plan.solver == "newton" and p >= MAX_NEWTON_COLUMNS:
         yield (
             f"analysis {plan.name}: private newton pays noise for every pair of columns; fewer than "
@@ -236,11 +240,15 @@ def _linear(study: Study, plan: LinearPlan) -> Iterator[str]:
         )
 
 
-def _evaluation(plan: EvaluationPlan, earlier: dict[str, Plan]) -> Iterator[str]:
+def _evaluation(study: Study, plan: EvaluationPlan, earlier: dict[str, Plan]) -> Iterator[str]:
     if plan.error_bound <= 0:
         yield f"analysis {plan.name}: error_bound {plan.error_bound} is not above 0"
     if plan.population_prevalence is not None and not 0 < plan.population_prevalence < 1:
         yield f"analysis {plan.name}: population_prevalence {plan.population_prevalence} is not between 0 and 1"
+    if plan.bands and (study.phenotype.kind != "quantitative" or any(b <= a for a, b in pairwise(plan.bands))):
+        yield f"analysis {plan.name}: bands are rising edges of a quantitative phenotype"
+    if plan.fixed is not None and study.phenotype.kind != "quantitative":
+        yield f"analysis {plan.name}: a fixed prediction is of a quantitative phenotype"
     of = earlier.get(plan.of)
     if of is None:
         yield f"analysis {plan.name} is of `{plan.of}`, which does not come before it"

@@ -87,7 +87,10 @@ def worth(study: Study) -> str | None:
 def private_features(study: Study) -> int | None:
     """Features of the study's widest private model; None where it trains none."""
     models = [plan for plan in study.analyses if plan.mode == "private" and leaves_a_model(plan)]
-    return max((len(chosen(study, getattr(plan, "features", "all"))) for plan in models), default=None)
+    return max(
+        (len(chosen(study, getattr(plan, "features", "all"), getattr(plan, "leave_out", ()))) for plan in models),
+        default=None,
+    )
 
 
 def require_worth(study: Study) -> None:

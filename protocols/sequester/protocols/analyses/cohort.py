@@ -7,7 +7,7 @@ Values are public-scale: each feature is already imputed, clamped and standardis
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -96,18 +96,22 @@ def standardised(raw: NDArray[np.float64], features: Sequence[Feature]) -> NDArr
     return x
 
 
-def chosen(study: Study, which: Which) -> tuple[Feature, ...]:
-    """The features an analysis works on: all, or those of the table (scores and covariates)."""
-    return study.features() if which == "all" else study.table_features()
+def chosen(study: Study, which: Which, leave_out: Sequence[str] = ()) -> tuple[Feature, ...]:
+    """The features an analysis works on: all, or those of the table (scores and covariates), but for those left out."""
+    features = study.features() if which == "all" else study.table_features()
+    return tuple(f for f in features if f.source not in leave_out) if leave_out else features
 
 
-def designs(study: Study, cohort: Cohort, part: Part, which: Which) -> Iterator[Block]:
+def designs(study: Study, cohort: Cohort, part: Part, which: Which, leave_out: Sequence[str] = ()) -> Iterator[Block]:
     """The patients of one part in blocks, with the chosen features only; `table` reads no genotype."""
+    every = chosen(study, which)
+    kept = [j for j, f in enumerate(every) if f.source not in leave_out]
     if which == "all":
-        yield from cohort.blocks(part)
+        for block in cohort.blocks(part):
+            yield replace(block, x=block.x[:, kept]) if leave_out else block
         return
     c = cohort.columns(part)
-    x = standardised(c.raw, chosen(study, which))
+    x = standardised(c.raw, every)[:, kept]
     for at in range(0, len(c.y), ROWS):
         rows = slice(at, at + ROWS)
         yield Block(x[rows], c.y[rows], c.fold[rows], c.strata[rows], None if c.event is None else c.event[rows])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ class EvaluationPlan(AnalysisPlan):
     """`of` names an earlier analysis that leaves a model; `error_bound` is public, in the outcome's unit.
 
     `times` intervals of follow-up by `bins` of the score give the C-index; `population_prevalence` R2 of liability.
+    Of a quantity, `bands` of the actual value between rising edges are judged apart, and `fixed`, in the outcome's unit, is
+    one prediction for everybody in place of the model's: what a model has to beat.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -56,6 +59,8 @@ class EvaluationPlan(AnalysisPlan):
     folds: bool = False
     error_bound: Number = Decimal("100")
     times: int = Field(default=24, ge=5, le=500, exclude_if=lambda times: times == 24)
+    bands: tuple[Number, ...] = Field(default=(), max_length=10, exclude_if=lambda edges: not edges)
+    fixed: Number | None = Field(default=None, exclude_if=lambda value: value is None)
     population_prevalence: Number | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
@@ -89,12 +94,15 @@ class Evaluation:
             return Layout((*fields, ("sums", (g, len(SUMS)))) if exact else fields)
         if study.phenotype.kind == "time":
             return Layout((("cells", (g, plan.times, plan.bins, 2)),))
-        return Layout((("errors", (g, 10 if exact else 5)),))
+        errors = (("errors", (g, 10 if exact else 5)),)
+        return Layout((*errors, ("bands", (len(plan.bands) + 1, 4))) if plan.bands else errors)
 
     def sensitivity(self, plan: EvaluationPlan, study: Study) -> float:
         if plan.mode == "exact":
             return 2500.0  # head-room only: the largest entry of a patient's sums, a squared score
-        return 2.0 if study.phenotype.kind == "quantitative" else 1.0
+        if study.phenotype.kind != "quantitative":
+            return 1.0
+        return float(np.sqrt(6.0)) if plan.bands else 2.0  # errors of 2 at most, and two cells of a band
 
     def is_iterative(self, plan: EvaluationPlan, study: Study) -> bool:
         return True
@@ -133,10 +141,13 @@ class Evaluation:
 
     def _errors(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
         bound = float(plan.error_bound)
-        errors = np.zeros(self.layout(plan, study, 0).fields[0][1])
+        sums = {name: np.zeros(shape) for name, shape in self.layout(plan, study, 0).fields}
+        errors, edges_of_bands = sums["errors"], np.array([float(edge) for edge in plan.bands])
         for block in cohort.blocks(plan.part):
             fitted = _score(plan, study, broadcast, block)
             predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
+            if plan.fixed is not None:
+                predicted = np.full(len(actual), float(plan.fixed))
             e = np.minimum(np.abs(predicted - actual), bound) / bound
             within = (np.abs(predicted - actual) <= 0.2 * actual).astype(np.float64)
             over = (predicted > 1.2 * actual).astype(np.float64)  # never within as well: the bound of 2 holds
@@ -146,7 +157,11 @@ class Evaluation:
                 rows += [a, a * a, p, p * p, a * p]
             group = block.strata if len(errors) > 1 else np.zeros(len(e), dtype=np.int64)
             np.add.at(errors, group, np.column_stack(rows))
-        return {"errors": errors}
+            if plan.bands:
+                under = (predicted < actual) & (within == 0)
+                cells = np.column_stack([np.ones(len(e)), within, under, (within == 0) & ~under])
+                np.add.at(sums["bands"], np.searchsorted(edges_of_bands, actual, side="right"), cells)
+        return sums
 
     def combine(self, plan: EvaluationPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
         noise_sd, floor, names = self._noise_sd(plan, study), study.publication_floor, subgroups(study)
@@ -164,6 +179,8 @@ class Evaluation:
 
         exact = sums.get("sums")
         result = measure(of.sum(axis=0), None if exact is None else exact.sum(axis=0), len(of))
+        if plan.bands:
+            result["bands"] = _bands(plan, sums["bands"], floor + 2 * noise_sd)
         if study.phenotype.kind == "binary":
             result["calibration"] = _calibration(of.sum(axis=0), *_spread(state), floor)
         if len(of) > 1:
@@ -227,6 +244,21 @@ class Evaluation:
 
         share = privacy.sigma_int(study, plan, privacy.layout(study, plan, 0))
         return share * float(np.sqrt(len(study.sites))) / float(2**study.aggregation.fraction_bits)
+
+
+def _bands(plan: EvaluationPlan, cells: Vector, least: float) -> list[Result]:
+    """Shares within 20 %, more than 20 % under, and over, by band of the actual value; one hidden band takes another."""
+    edges_of_bands = [f"{edge.normalize():f}" for edge in plan.bands]
+    names = [f"<{edges_of_bands[0]}", *(f"{a} to <{b}" for a, b in pairwise(edges_of_bands)), f">={edges_of_bands[-1]}"]
+
+    def measure(name: str) -> Result:
+        n, within, under, over = (float(v) for v in cells[names.index(name)])
+        if n < least:
+            return {"suppressed": "too few"}
+        return {"within_20_percent": within / n, "under": under / n, "over": over / n}
+
+    found = by_group({name: float(row[0]) for name, row in zip(names, cells, strict=True)}, measure)
+    return [{"band": name, **row} for name, row in found.items()]
 
 
 def _score(plan: EvaluationPlan, study: Study, model: Broadcast, block: Block) -> Vector:

@@ -41,18 +41,18 @@ LN_2PI = float(np.log(2 * np.pi))
 
 
 def layout(plan: GlmPlan, study: Study) -> Layout:
-    d = len(chosen(study, plan.features)) + 1
+    d = len(chosen(study, plan.features, plan.leave_out)) + 1
     return Layout((("information", (d * (d + 1) // 2,)), ("score", (d,)), ("log_likelihood", (1,)), ("people", (3,))))
 
 
 def reach(plan: GlmPlan, study: Study) -> float:
     """The largest entry one patient adds, for head-room only: nothing is clipped."""
     outcome = max(1.0, float(study.phenotype.upper or 1)) if plan.family == "poisson" else 1.0
-    return 64.0 * max(1, len(chosen(study, plan.features))) * outcome**2
+    return 64.0 * max(1, len(chosen(study, plan.features, plan.leave_out))) * outcome**2
 
 
 def start(plan: GlmPlan, study: Study) -> Next:
-    beta = np.zeros(len(chosen(study, plan.features)) + 1)
+    beta = np.zeros(len(chosen(study, plan.features, plan.leave_out)) + 1)
     if plan.family == "poisson":
         beta[0] = np.log(float(plan.prevalence))  # a start far from the mean would overshoot
     state = fresh(beta, plan.firth == "always")
@@ -80,7 +80,7 @@ def contribution(plan: GlmPlan, study: Study, cohort: Cohort, broadcast: Broadca
 
     d = len(w) + 1
     information, score, log_likelihood, people = np.zeros((d, d)), np.zeros(d), 0.0, np.zeros(3)
-    for block in designs(study, cohort, plan.part, plan.features):
+    for block in designs(study, cohort, plan.part, plan.features, plan.leave_out):
         x = np.column_stack([np.ones(len(block.y)), block.x])  # (rows, 1 + features)
         z = predictor(block.x, w, b)
         if "inverse" in broadcast:
@@ -124,7 +124,10 @@ def combine(plan: GlmPlan, study: Study, state: State, sums: Sums, step: int) ->
         state = {**state, "people": sums["people"]}
     new = progressed(state, sums, plan.family, plan.firth, study, last=step + 1 >= plan.rounds)
     if plan.family == "logistic" and _one_outcome(new):
-        return model(study, np.zeros(len(new["beta"]) - 1), np.zeros(1), converged=False, not_fitted="one outcome only")
+        of = chosen(study, plan.features, plan.leave_out)
+        return model(
+            study, np.zeros(len(new["beta"]) - 1), np.zeros(1), of=of, converged=False, not_fitted="one outcome only"
+        )
     return _result(plan, study, new) if step + 1 >= plan.rounds or new["done"][0] else Next(new, _broadcast(new))
 
 
@@ -188,8 +191,9 @@ def _result(plan: GlmPlan, study: Study, state: State) -> Finished:
     why = [REASONS[int(code)] for code in state["why"]]
     gone = np.asarray(state["gone"], dtype=bool)
     if gone.any():
-        columns = ["intercept", *(f.name for f in chosen(study, plan.features))]
+        columns = ["intercept", *(f.name for f in chosen(study, plan.features, plan.leave_out))]
         more["separated"] = [columns[j] for j in np.flatnonzero(gone)]
         why = ["separated" if gone[j] else reason for j, reason in enumerate(why)]
     estimates = Estimates(beta, np.sqrt(np.maximum(variances, 0.0)), why, df)
-    return model(study, beta[1:], beta[:1], estimates, **more)
+    of = chosen(study, plan.features, plan.leave_out)
+    return model(study, beta[1:], beta[:1], estimates, of=of, **more)

@@ -37,8 +37,8 @@ class GlmPlan(AnalysisPlan):
     `rounds` is T. `step_scale` is a of the default recipe; `step`, where given, replaces the recipe's step on the sum
     over n0. `over_sqrt_p` divides the standardised features by the square root of their number before the record's norm
     is clipped to `record_norm`. `prevalence` is public: of a Poisson model the mean count. `features` table leaves the
-    variants out. `firth` penalises the likelihood by half the log determinant of the information: always, or where a
-    coefficient has no maximum without it (exact only).
+    variants out, `leave_out` scores and covariates by name. `firth` penalises the likelihood by half the log determinant
+    of the information: always, or where a coefficient has no maximum without it (exact only).
     """
 
     kind: Literal["glm"] = "glm"
@@ -55,6 +55,7 @@ class GlmPlan(AnalysisPlan):
     prevalence: Number = Decimal("0.5")
     part: Part = "train"
     features: Which = Field(default="all", exclude_if=lambda which: which == "all")
+    leave_out: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     firth: Literal["never", "if_separated", "always"] = Field(default="never", exclude_if=lambda when: when == "never")
 
     @model_validator(mode="after")
@@ -79,7 +80,7 @@ class Glm:
     def layout(self, plan: GlmPlan, study: Study, step: int) -> Layout:
         if plan.mode == "exact":
             return exact_glm.layout(plan, study)
-        p = len(chosen(study, plan.features))
+        p = len(chosen(study, plan.features, plan.leave_out))
         if plan.solver == "gradient":
             return Layout((("gradient", (p,)), ("intercept", (1,))))
         return Layout((("information", ((p + 1) * (p + 2) // 2,)), ("score", (p + 1,))))
@@ -98,7 +99,7 @@ class Glm:
     def start(self, plan: GlmPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
         if plan.mode == "exact":
             return exact_glm.start(plan, study)
-        p = len(chosen(study, plan.features))
+        p = len(chosen(study, plan.features, plan.leave_out))
         b = 0.0
         if plan.solver == "gradient":
             k = float(plan.prevalence)
@@ -119,7 +120,7 @@ class Glm:
         total, intercept = np.zeros_like(w), 0.0
         kappa, clip = float(plan.kappa), float(plan.clip)
         low, high = (0.0, float(study.phenotype.upper or 1)) if plan.family == "poisson" else (-1.0, 1.0)
-        for block in designs(study, cohort, plan.part, plan.features):
+        for block in designs(study, cohort, plan.part, plan.features, plan.leave_out):
             x, _ = private_rows(block.x, plan.over_sqrt_p, float(plan.record_norm))  # (rows, features)
             r = mean_of(plan.family, predictor(x, w, b)) - np.clip(block.y, low, high)
             norms = np.abs(r) * np.sqrt(np.einsum("ij,ij->i", x, x) + kappa * kappa)
@@ -131,7 +132,7 @@ class Glm:
     def _newton(self, plan: GlmPlan, study: Study, cohort: Cohort, w: Vector, b: float) -> Sums:
         p = len(w)
         information, score = np.zeros((p + 1, p + 1)), np.zeros(p + 1)
-        for block in designs(study, cohort, plan.part, plan.features):
+        for block in designs(study, cohort, plan.part, plan.features, plan.leave_out):
             x = private_rows(block.x, plan.over_sqrt_p, float(plan.record_norm))[0]
             ones = np.column_stack([np.ones(len(x)), x])  # (rows, 1 + features)
             mu = sigmoid(predictor(x, w, b))
@@ -168,7 +169,7 @@ class Glm:
         scale = p**-0.5 if plan.mode == "private" and plan.over_sqrt_p and p else 1.0
         mean_w = (new["mean_w"] / m if new["averaged"][0] else w) * scale
         mean_b = new["mean_b"] / m if new["averaged"][0] else b
-        return model(study, mean_w, mean_b)
+        return model(study, mean_w, mean_b, of=chosen(study, plan.features, plan.leave_out))
 
     def _solve(self, plan: GlmPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
         p = len(state["w"])
@@ -179,7 +180,9 @@ class Glm:
         w, b = state["w"] + move[1:], state["b"] + move[:1]
         if step + 1 < plan.rounds:
             return Next({**state, "w": w, "b": b}, {"w": w, "b": b})
-        return model(study, w * (p**-0.5 if plan.over_sqrt_p and p else 1.0), b)
+        return model(
+            study, w * (p**-0.5 if plan.over_sqrt_p and p else 1.0), b, of=chosen(study, plan.features, plan.leave_out)
+        )
 
 
 GLM = Glm()

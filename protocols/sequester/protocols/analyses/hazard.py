@@ -7,7 +7,7 @@ clipped once, norm sqrt((sum r)^2 |x|^2 + kappa^2 sum r^2), so one patient moves
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +161,7 @@ def _exact_result(plan: SurvivalPlan, study: Study, state: State) -> Finished:
     return _finished(study, w, b, own, **more, **({"separated": separated} if separated else {}))
 
 
-def _finished(study: Study, w: Vector, b: Vector, estimates: Estimates | None, **more: object) -> Finished:
+def _finished(study: Study, w: Vector, b: Vector, estimates: Estimates | None, **more: Any) -> Finished:
     upper = float(study.phenotype.upper or 1)
     done = model(study, w, np.array([float(b.mean())]), estimates, **more)
     rates = [float(v) for v in sigmoid(np.asarray(b, dtype=np.float64))]

@@ -51,12 +51,24 @@ def mean_of(family: str, z: Vector) -> Vector:
     return np.exp(np.minimum(z, LOG_MEAN)) if family == "poisson" else z
 
 
-def model(study: Study, w: Vector, b: Vector, estimates: Estimates | None = None, **more: Any) -> Finished:
-    """A finished fit: what is printed, and the weights of all the study's features, 0 for those it left out."""
+def model(
+    study: Study,
+    w: Vector,
+    b: Vector,
+    estimates: Estimates | None = None,
+    of: Sequence[Feature] | None = None,
+    **more: Any,
+) -> Finished:
+    """A finished fit: what is printed, and the weights of all the study's features, 0 for those it left out.
+
+    `of` are the features of `w`; without it the study's first ones: scores and covariates stand first, variants last.
+    """
     features = study.features()
+    of = features[: len(w)] if of is None else of
+    place = {feature: j for j, feature in enumerate(features)}
     wide = np.zeros(len(features))
-    wide[: len(w)] = w  # scores and covariates stand first, variants last
-    result = weights_result(features[: len(w)], w, float(b[0]), estimates) | more
+    wide[[place[feature] for feature in of]] = w
+    result = weights_result(of, w, float(b[0]), estimates) | more
     return Finished(result, {"w": wide, "b": np.asarray(b, dtype=np.float64)})
 
 
