@@ -19,6 +19,8 @@ from sequester.protocols.evidence import (
     gdp_auc_bound,
     one_run_bound,
     padding_limits,
+    pooled_ratio,
+    short_rounds,
 )
 from sequester.protocols.study import Study
 from training_cases import study
@@ -115,6 +117,14 @@ def test_padding_with_five_percent_too_little_is_blocked_and_too_much_is_said() 
     one = [rng.normal(0, 1.0, 1024) for _ in range(10)]
     one[3] *= 0.8
     assert "round 4" in check_padding(one, 1.0).sentence
+
+
+def test_rounds_on_different_scales_are_pooled_each_on_its_own_and_a_short_one_is_found() -> None:
+    rng = np.random.default_rng(2)
+    measured = [[float((rng.normal(0, sd, 1024) ** 2).sum()), 1024.0, sd**2] for sd in (1.0, 100.0) * 6]
+    assert pooled_ratio(measured) == pytest.approx(1, abs=0.04) and short_rounds(measured) == []
+    measured[4][0] *= 0.8**2  # small beside the others, and a fifth too little
+    assert short_rounds(measured) == [4]
 
 
 @pytest.mark.parametrize(("sigma", "epsilon"), [(4.225, 1), (1.544, 3), (0.653, 8)])

@@ -67,6 +67,21 @@ def check_padding(rounds: Sequence[Vector], sd: float) -> Measured:
     return Measured("padding", passed, {"pooled": pooled, "limits": [low, high], "rounds": each}, sentence)
 
 
+def pooled_ratio(measured: Sequence[Sequence[float]]) -> float:
+    """Measured over promised of [sum of squares, count, expected variance] of many sums, each on its own scale first."""
+    return math.sqrt(sum(squares / variance for squares, _, variance in measured) / sum(n for _, n, _ in measured))
+
+
+def short_rounds(measured: Sequence[Sequence[float]]) -> list[int]:
+    """Which of [sum of squares, count, expected variance] show too little noise, at level 1e-4 over their number."""
+    short = []
+    for i, (squares, count, variance) in enumerate(measured):
+        low, _ = padding_limits(int(count), PADDING_LEVEL / len(measured))
+        if math.sqrt(squares / count / variance) < low:
+            short.append(i)
+    return short
+
+
 def check_moments(draws: NDArray[np.int64], sigma_int: int) -> Measured:
     """Mean and standard deviation of draws of one noise share: both within six standard errors."""
     n = len(draws)

@@ -231,8 +231,7 @@ class StudyRun:
         """[sum of squares, count, expected variance] of the padding: the noise check of spec/privacy.md, section 8."""
         if not layout.padding:
             return None
-        scale = 2.0**self.study.aggregation.fraction_bits
-        expected = live * (privacy.sigma_int(self.study, plan, layout) / scale) ** 2
+        expected = privacy.padding_sd(self.study, plan, live) ** 2
         tail = vector[layout.coordinates :]
         return [float(tail @ tail), float(len(tail)), expected]
 
@@ -283,10 +282,12 @@ class StudyRun:
     # ---- results ------------------------------------------------------------------------------------------------
 
     def _results(self, done: dict[str, Finished], set_up: float) -> dict[str, Any]:
+        from sequester.protocols.evidence import pooled_ratio, short_rounds  # it brings scipy
+
         facts = self._store.facts(self.digest)
         seconds = sorted(f["total_s"] for f in facts)
         sent = {name: sum(f["bytes_up"][name] for f in facts) + self.bytes_up[name] for name in self.study.site_ids}
-        pads = [f["padding_sd"] for f in facts if f["padding_sd"]]
+        measured = [f for f in facts if f["padding_sd"]]
         promise = privacy.promise(self.study)
         attempts = {f["analysis"]: 0 for f in facts}
         for f in facts:
@@ -309,9 +310,11 @@ class StudyRun:
             "delta": str(self.study.privacy.delta),
             "promise": None if promise is None else asdict(promise),
             "exact": [plan.name for plan in self.study.analyses if plan.mode == "exact"],
-            "noise_on_padding": (
-                float(np.sqrt(sum(p[0] for p in pads) / sum(p[1] * p[2] for p in pads))) if pads else None
-            ),
+            "noise_on_padding": pooled_ratio([f["padding_sd"] for f in measured]) if measured else None,
+            "noise_short_rounds": [
+                f"{measured[i]['analysis']}, step {measured[i]['step']}"
+                for i in short_rounds([f["padding_sd"] for f in measured])
+            ],
             "attempts": attempts,
             "analyses": {
                 plan.name: {"kind": plan.kind, "mode": plan.mode, "result": done[plan.name].result}

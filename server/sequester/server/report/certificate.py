@@ -132,7 +132,11 @@ def public_inputs(study: Study) -> dict[str, Any]:
         "variant_frequencies": len(study.variants),
         "published_scores": [score.name for score in study.scores],
         "bounded_columns": [c.name for c in (study.phenotype, *study.covariates) if c.kind == "quantitative"],
-        "prevalence": {p.name: str(p.prevalence) for p in study.analyses if p.kind == "glm" and p.family == "logistic"},
+        "prevalence": {
+            p.name: str(p.prevalence)
+            for p in study.analyses
+            if p.kind in ("glm", "training") and p.family == "logistic"
+        },
     }
 
 
@@ -190,16 +194,19 @@ def _release(study: Study, plan: Plan) -> dict[str, Any]:
     layout, delta = privacy.layout(study, plan, 0), float(study.privacy.delta)
     step = 2.0**study.aggregation.fraction_bits
     sigma, charges = privacy.multiplier(plan), privacy.charges(study, plan)
-    share = privacy.sigma_int(study, plan, layout)
+    share, q = privacy.sigma_int(study, plan, layout), privacy.rate(plan)
+    how = f"Gaussian, {study.privacy.mechanism} discrete shares"
+    if privacy.local_steps(plan) > 1:
+        how += f", on each of {privacy.local_steps(plan)} local steps"
     return row | {
-        "mechanism": f"Gaussian, {study.privacy.mechanism} discrete shares",
+        "mechanism": how,
         "sigma": sigma,
         "C": analysis_of(plan).sensitivity(plan, study),
         "C_int": privacy.clip_int(study, plan, layout),
         "sigma_int_share": share,
         "noise_sd_of_sum": share * math.sqrt(len(study.sites)) / step,
-        "q": 1,
-        "epsilon": accounting.epsilon_pld([Event(plan.name, sigma, charges)], delta),
+        "q": q,
+        "epsilon": accounting.epsilon_pld([Event(plan.name, sigma, charges, q)], delta),
         "delta": delta * DELTA_SLACK,
     }
 

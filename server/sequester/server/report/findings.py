@@ -223,7 +223,7 @@ def _sizes(study: Study, name: str, result: Result) -> tuple[float, float] | Non
         return float(counts["controls"]), float(counts["cases"])
     plan = study.analysis(name)
     model = study.analysis(plan.of) if plan.kind == "evaluation" else None
-    if plan.mode == "exact" or model is None or model.kind != "glm" or model.family != "logistic":
+    if plan.mode == "exact" or model is None or model.kind not in ("glm", "training") or model.family != "logistic":
         return None
     held = float(study.cohort.test_fraction)
     fraction = {"test": held, "train": 1 - held}.get(getattr(plan, "part", "test"), 1.0)

@@ -82,6 +82,12 @@ def method(study: Study, name: str) -> str:
             how = "clipped full-batch gradients" if plan.solver == "gradient" else "Newton's method"
             how += " with Firth's penalty" if plan.firth == "always" else ""
             return f"{plan.family} regression by {how}, {plan.rounds} rounds, {noise}"
+        case "training":
+            model = f"a network of {plan.hidden} hidden units" if plan.hidden else f"{plan.family} regression"
+            how = "closed-form" if plan.gradients == "closed" else f"Opacus ({plan.gradients})"
+            sampled = "full batch" if plan.rate == 1 else f"Poisson samples at rate {plan.rate}"
+            how = f"{how} gradients clipped a patient, {sampled}"
+            return f"{model}, recipe {plan.recipe}, by {how}, {plan.rounds} rounds, {noise}"
         case "linear":
             return f"least squares in one round, {noise}"
         case "evaluation":

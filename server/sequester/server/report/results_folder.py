@@ -48,6 +48,12 @@ def write(
             hint="nothing is exported: ask every hospital for its version and its log; do not publish this model",
             code=RefusalCode.BUDGET,
         )
+    if results.get("noise_short_rounds"):
+        raise PrivacyError(
+            f"too little noise on the padding of {'; '.join(results['noise_short_rounds'])}",
+            hint="nothing is exported: ask every hospital for its version and its log; do not publish this model",
+            code=RefusalCode.BUDGET,
+        )
     known = {site: receipts.read(study, digest, site, body) for site, body in bodies.items()}
     statement = certificate(study, digest, results, known)
     files = {
