@@ -222,6 +222,43 @@ def test_damaged_plink_2_files_are_refused(pgen: Path, suffix: str, how: Callabl
     assert said in caught.value.message
 
 
+def test_a_header_or_a_line_without_end_is_refused_before_memory_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gzip
+
+    from sequester.client.compute.genome import plink_text, vcf
+
+    path = tmp_path / "v.vcf.gz"
+    path.write_bytes(gzip.compress(b"##fileformat=VCFv4.2\n" + (b"##x=" + b"y" * 996 + b"\n") * 68_000, 1))
+    refused(path, "its header is longer than 67108864 bytes")
+    monkeypatch.setattr(vcf, "_LONGEST_LINE", 1 << 16)
+    path.write_bytes(gzip.compress(HEADER.encode() + b"#CHROM" + b"\t" * (1 << 22), 1))
+    refused(path, "longer than 65536 bytes")
+    monkeypatch.setattr(plink_text, "LONGEST_LINE", 1 << 10)
+    for suffix in ("bed", "bim", "fam"):
+        (tmp_path / f"g.{suffix}").write_bytes(b"x" * 5000)
+    with pytest.raises(SiteError, match=r"g\.fam line 1: longer than 1024 bytes"):
+        PlinkFiles(str(tmp_path / "g"))
+
+
+def test_control_characters_in_names_are_refused(tmp_path: Path) -> None:
+    matrix_bgen(tmp_path / "a.bgen", PEOPLE, [*LINES[:-1], Line("1", "a\tb", 139, "G", "A")], COUNTS)
+    with pytest.raises(SiteError, match="variant 40: a control character"):
+        convert(tmp_path / "a.bgen", tmp_path / "part", Reading(), quiet)
+    matrix_bgen(tmp_path / "b.bgen", [*PEOPLE[:-1], "x\ny"], LINES, COUNTS)
+    refused(tmp_path / "b.bgen", "the sample id of person 6 is empty or holds a control character")
+
+
+def test_a_pipe_is_not_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.vcf")
+    refused(tmp_path / "p.vcf", "is not a file")
+    for suffix in ("bed", "bim", "fam"):
+        os.mkfifo(tmp_path / f"g.{suffix}")
+    with pytest.raises(SiteError, match="is not a file"):
+        PlinkFiles(str(tmp_path / "g"))
+
+
 def _crash(progress: object) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 

@@ -385,6 +385,23 @@ def test_a_mixed_strand_file_is_called_one_and_names_are_escaped(tmp_path: Path)
     assert "<script>" not in page and "a&lt;b&gt;.vcf" in page
 
 
+def test_the_doctor_knows_every_kind_of_genotype_file(tmp_path: Path) -> None:
+    from sequester.client.gate.doctor import _data
+
+    two_files(tmp_path)
+    for named, state, said in (
+        ("*.vcf.gz", "ok", "a.vcf.gz, b.vcf.gz can be read"),
+        ("a.vcf.gz", "ok", "a.vcf.gz can be read"),
+        ("c.bgen", "fail", "c.bgen"),
+        ("*.bed", "fail", "nothing matches"),
+        ("g", "fail", "g.bed"),
+    ):
+        finding = next(
+            f for f in _data(site(tmp_path / "h", tmp_path / named, "GRCh37").config()) if f.test == "genotypes"
+        )
+        assert finding.verdict == state and said in finding.found, finding
+
+
 @pytest.mark.parametrize("named", ["https://example.org/x.vcf.gz", "s3://bucket/*.bed"])
 def test_a_url_is_not_a_path_in_any_reader(named: str) -> None:
     with pytest.raises(SiteError, match="not a path"):

@@ -80,7 +80,9 @@ def ingest(
     place = home_of(home)
     config = place.config()
     choices = genotypes.Choices(panel, only == "panel", palindromic, Reading(keep_filtered, min_r2), case)
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(what: str, done: int, total: int) -> None:

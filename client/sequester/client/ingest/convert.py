@@ -61,6 +61,11 @@ def _write(folder: Path, source: Source, scan: Scan, progress: Progress) -> dict
         for index, entry in enumerate(source.entries(scan)):
             if index >= scan.entries:
                 raise SiteError(f"{source.path.name} gave more variants than it holds", hint="copy the file again")
+            if not (entry.chromosome + entry.id + entry.counted + entry.other).isprintable():
+                raise SiteError(
+                    f"{source.path.name}, variant {index + 1}: a control character in its name or alleles",
+                    hint="copy the file again, or rename the variant",
+                )
             pvar.write(_pvar_line(entry))
             genotypes.add(entry.genotypes)
             reasons[index] = REASONS.index(entry.reason) + 1 if entry.reason else 0

@@ -77,6 +77,10 @@ def _converted(path: Path, parts: Path, reading: Reading, progress: Progress) ->
     part = finished(target, sha256, reading)
     if part is None:
         part = isolated(convert, path, target, reading, what=path.name, progress=progress)
+        if part["sha256"] != sha256:
+            raise SiteError(
+                f"{path.name} changed while it was read", hint="wait until it is written, and run this again"
+            )
     return Given(str(target / "genotypes"), part)
 
 

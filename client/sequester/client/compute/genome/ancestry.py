@@ -27,7 +27,9 @@ def populations(frequency: NDArray[np.float32]) -> NDArray[np.int64]:
 def informative(frequency: NDArray[np.float32]) -> NDArray[np.int64]:
     """At most 2,000 rows whose frequencies differ most between populations, in row order; frequency: (rows, populations)."""
     held = frequency[:, populations(frequency)]
-    known = np.flatnonzero(~np.isnan(held).any(axis=1)) if held.shape[1] > 1 else np.zeros(0, np.int64)
+    if held.shape[1] < 2:
+        return np.zeros(0, dtype=np.int64)
+    known = np.flatnonzero(~np.isnan(held).any(axis=1))
     spread = held[known].var(axis=1)
     return np.sort(known[np.argsort(-spread, kind="stable")[:MOST_VARIANTS]])
 

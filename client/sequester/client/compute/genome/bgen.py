@@ -21,6 +21,7 @@ from sequester.client.compute.genome.source import COPY_AGAIN, Entry, Reading, S
 from sequester.client.compute.genome.variants import X, Y, chromosome_code
 from sequester.protocols.errors import SiteError
 
+_SAMPLE_FILE = "it is the .sample file that was written with the .bgen file: copy both again"
 _SEX = {b"1": 1, b"2": 2}
 _WHOLE = 1e-6  # a dosage this near to a whole number, for everybody, is a hard call
 
@@ -117,10 +118,11 @@ class BgenFile:
             if number == 1:
                 header = [f.lower() for f in fields]
                 if header[:3] != [b"id_1", b"id_2", b"missing"]:
-                    raise SiteError(f"{self._sample.name} line 1: ID_1 ID_2 missing were expected")
+                    raise SiteError(f"{self._sample.name} line 1: ID_1 ID_2 missing were expected", hint=_SAMPLE_FILE)
             if len(fields) != len(header):
                 raise SiteError(
-                    f"{self._sample.name} line {number}: {len(fields)} columns, {len(header)} were expected"
+                    f"{self._sample.name} line {number}: {len(fields)} columns, {len(header)} were expected",
+                    hint=_SAMPLE_FILE,
                 )
             if number > 2:
                 samples.append(text(self._sample, number, fields[1]))

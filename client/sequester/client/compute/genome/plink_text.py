@@ -16,6 +16,7 @@ from sequester.protocols.errors import SiteError
 
 LONGEST_LINE = 1 << 24
 MAX_POSITION = 2**31
+_COLUMNS = "copy the file again; a tab or blank inside a name adds a column"
 _POSITION = "correct or remove the row, or copy the file again"
 _SEX = {b"1": 1, b"M": 1, b"MALE": 1, b"2": 2, b"F": 2, b"FEMALE": 2}
 
@@ -48,7 +49,10 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
             while line := file.readline(LONGEST_LINE):
                 number += 1
                 if len(line) >= LONGEST_LINE:
-                    raise SiteError(f"{path.name} line {number}: longer than {LONGEST_LINE} bytes")
+                    raise SiteError(
+                        f"{path.name} line {number}: longer than {LONGEST_LINE} bytes",
+                        hint="it is not a text file: copy it again",
+                    )
                 line = line.rstrip(b"\r\n")
                 if b"\0" in line:
                     raise SiteError(
@@ -88,7 +92,7 @@ def fam(path: Path) -> People:
     for number, line in lines(path):
         fields = line.split()
         if len(fields) < 6:
-            raise SiteError(f"{path.name} line {number}: {len(fields)} columns, 6 were expected")
+            raise SiteError(f"{path.name} line {number}: {len(fields)} columns, 6 were expected", hint=_COLUMNS)
         people.ids.append(text(path, number, fields[1]))
         people.sex.append(_SEX.get(fields[4], 0))
     return people
@@ -110,7 +114,9 @@ def psam(path: Path) -> People:
                 continue
         fields = line.split(b"\t") if b"\t" in line else line.split()
         if len(fields) != len(header):
-            raise SiteError(f"{path.name} line {number}: {len(fields)} columns, {len(header)} were expected")
+            raise SiteError(
+                f"{path.name} line {number}: {len(fields)} columns, {len(header)} were expected", hint=_COLUMNS
+            )
         people.ids.append(text(path, number, fields[header.index(b"IID")]))
         people.sex.append(_SEX.get(fields[header.index(b"SEX")].upper(), 0) if b"SEX" in header else 0)
     return people
@@ -161,7 +167,7 @@ def pvar(path: Path) -> VariantRows:
             continue
         f = line.split(b"\t") if b"\t" in line else line.split()
         if len(f) != len(header):
-            raise SiteError(f"{path.name} line {number}: {len(f)} columns, {len(header)} were expected")
+            raise SiteError(f"{path.name} line {number}: {len(f)} columns, {len(header)} were expected", hint=_COLUMNS)
         if (code := codes.get(f[chrom])) is None:
             code = codes[f[chrom]] = chromosome_code(text(path, number, f[chrom]))
         position = position_of(path, number, f[pos])

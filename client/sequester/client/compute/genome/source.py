@@ -93,6 +93,11 @@ def unique(path: Path, samples: list[str]) -> None:
     """Refuse two people of one name, by their numbers."""
     seen: dict[str, int] = {}
     for number, sample in enumerate(samples, 1):
+        if not sample or not sample.isprintable():
+            raise SiteError(
+                f"{path.name}: the sample id of person {number} is empty or holds a control character",
+                hint="rename the sample (`bcftools reheader`)",
+            )
         if sample in seen:
             raise SiteError(
                 f"{path.name}: the sample ids of people {seen[sample]} and {number} are the same",

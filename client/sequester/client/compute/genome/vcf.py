@@ -101,7 +101,9 @@ class VcfFile:
             if not columns:
                 header_bytes += len(line)
                 if header_bytes > _LONGEST_HEADER:
-                    raise SiteError(f"{self.path.name}: its header is longer than {_LONGEST_HEADER} bytes")
+                    raise SiteError(
+                        f"{self.path.name}: its header is longer than {_LONGEST_HEADER} bytes", hint=COPY_AGAIN
+                    )
                 words = text(self.path, number, line)
                 if line.startswith(b"##"):
                     header.append(words)
@@ -171,7 +173,9 @@ class VcfFile:
                 rest.append(last)
                 held += len(last)
                 if held > _LONGEST_LINE:
-                    raise SiteError(f"{self.path.name} line {number + 1}: longer than {_LONGEST_LINE} bytes")
+                    raise SiteError(
+                        f"{self.path.name} line {number + 1}: longer than {_LONGEST_LINE} bytes", hint=COPY_AGAIN
+                    )
         if rest:
             raise SiteError(f"{self.path.name} ends inside line {number + 1}", hint=COPY_AGAIN)
 
