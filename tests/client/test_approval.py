@@ -270,3 +270,16 @@ def test_times_are_utc_seconds(home: Home) -> None:
     time = open_document(say_yes(home, STUDY), "approval", None).body["time"]
     stamp = datetime.strptime(time, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     assert abs((datetime.now(UTC) - stamp).total_seconds()) < 60
+
+
+def test_the_power_of_the_test_counts_a_scan_s_largest_release(tmp_path: Path) -> None:
+    one = study(
+        analyses=[{"kind": "association", "name": "scan", "mode": "exact", "null_rounds": 2, "follow": 0}],
+        aggregation={"mode": "strict", "ring_bits": 64, "fraction_bits": 28}, n0=20, n_max=30,
+    )  # fmt: skip
+    home, digest = hospital(
+        tmp_path, one, policy='exact = ["association"]\nanalyses = ["association"]\nexact_iterative = true'
+    )
+    shown = approval.text(one, digest, home.config(), PINNED)
+    power = 0.5 * (1 + math.erf(math.sqrt(17 / 20) / 2))  # Phi(sqrt(m/n)/sqrt 2), m = 17 numbers of the pass
+    assert f"probability {power:.3f}" in shown

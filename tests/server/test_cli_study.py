@@ -150,3 +150,14 @@ def test_the_planning_rule_is_features_against_n0_epsilon(n0: int, verdict: str)
 
 def test_three_or_four_hospitals_are_told_that_strict_is_better() -> None:
     assert any("strict" in line for line in forecast(study(aggregation={"mode": "double", "max_absent": 0})).advice)
+
+
+def test_a_scan_is_forecast_by_its_largest_round_and_the_sum_of_all() -> None:
+    said = forecast(study(
+        analyses=[{"kind": "association", "name": "scan", "mode": "exact", "null_rounds": 2, "follow": 0}],
+        aggregation={"mode": "strict", "ring_bits": 64, "fraction_bits": 28},
+    ))  # fmt: skip
+    (row,) = said.analyses
+    # intercept and age: 3 + 2 + 1 + 3 numbers of the null model; 2 variants: with counts 4 more, in the pass 2 (1 + 1 + 2)
+    assert row.rounds == 3 and row.coordinates == 9 + 8
+    assert row.bytes_a_round == 8 * 17 and row.bytes_in_all == said.bytes_a_site == 8 * (13 + 9 + 17)

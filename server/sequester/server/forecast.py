@@ -19,7 +19,7 @@ FREE, USELESS = 300, 30
 
 @dataclass(frozen=True, slots=True)
 class AnalysisForecast:
-    """One analysis: rounds T and spares R, numbers and bytes a site sends each round, noise in real units."""
+    """One analysis: rounds T and spares R, numbers and bytes of its largest round and of all, noise in real units."""
 
     name: str
     kind: str
@@ -29,6 +29,7 @@ class AnalysisForecast:
     coordinates: int
     padding: int
     bytes_a_round: int
+    bytes_in_all: int
     noise_multiplier: float | None
     noise_sd_of_sum: float | None
 
@@ -67,7 +68,7 @@ def forecast(study: Study) -> Forecast:
         absent=params.max_absent,
         honest_adders=privacy.noise_adders(study),
         analyses=rows,
-        bytes_a_site=sum(row.bytes_a_round * (row.rounds + row.spares) for row in rows),
+        bytes_a_site=sum(row.bytes_in_all for row in rows),
         promise=privacy.promise(study),
         features=private_features(study) or 0,
         verdict=verdict,
@@ -105,7 +106,10 @@ def require_worth(study: Study) -> None:
 
 
 def _analysis(study: Study, plan: Plan) -> AnalysisForecast:
-    layout = privacy.layout(study, plan, 0)
+    rounds, spares = privacy.rounds(study, plan), privacy.spares(study, plan)
+    layouts = [privacy.layout(study, plan, step) for step in range(rounds)]  # a scan's rounds differ in size
+    layout = max(layouts, key=lambda of: of.length)
+    sizes = [privacy.codec(study).words(of.length) * study.aggregation.ring_bits // 8 for of in layouts]
     private = plan.mode == "private"
     step = 2.0**study.aggregation.fraction_bits
     sd = privacy.sigma_int(study, plan, layout) * len(study.sites) ** 0.5 / step if private else None
@@ -113,11 +117,12 @@ def _analysis(study: Study, plan: Plan) -> AnalysisForecast:
         name=plan.name,
         kind=plan.kind,
         mode=plan.mode,
-        rounds=privacy.rounds(study, plan),
-        spares=privacy.spares(study, plan),
+        rounds=rounds,
+        spares=spares,
         coordinates=layout.coordinates,
         padding=layout.padding,
-        bytes_a_round=privacy.codec(study).words(layout.length) * study.aggregation.ring_bits // 8,
+        bytes_a_round=max(sizes),
+        bytes_in_all=sum(sizes) + spares * max(sizes),
         noise_multiplier=privacy.multiplier(plan) if private else None,
         noise_sd_of_sum=sd,
     )

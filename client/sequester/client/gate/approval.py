@@ -126,7 +126,7 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
             continue
         from scipy.special import ndtr
 
-        m = privacy.layout(study, plan, 0).coordinates
+        m = max(privacy.layout(study, plan, step).coordinates for step in range(privacy.rounds(study, plan)))
         power = float(ndtr(math.sqrt(m / study.n0) / math.sqrt(2)))
         lines += [
             "",
