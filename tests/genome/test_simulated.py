@@ -102,6 +102,39 @@ def test_every_format_of_a_rough_hospital_is_read_and_the_other_build_holds_the_
 
 
 @pytest.mark.system
+def test_a_study_freezes_the_same_dosages_from_every_format_and_from_the_other_build(
+    made: Simulated, tmp_path: Path
+) -> None:
+    dosages = np.load(made.folder / "truth/dosages.npz")["dosages"]
+    loci = [line.split("\t")[7] for line in (made.folder / "panel.tsv").read_text().splitlines()[1:]]
+    alternative = {
+        line.split("\t")[7]: line.split("\t")[5] for line in (made.folder / "panel.tsv").read_text().splitlines()[1:]
+    }
+    person = {row["patient"]: int(row["person"]) for row in people(made)}
+    study = contracts.study(covariates=[], variants=made.study["variants"], cohort={})
+    formats = {h.name: h.format for h in ROUGH if h.name != "valley"} | {OTHER_BUILD: "pgen"}  # valley is too small
+    for name, kind in formats.items():
+        files = made.site(name) / ("genotypes.vcf.gz" if kind == "vcf" else "genotypes")
+        build = "GRCh37" if name == OTHER_BUILD else "GRCh38"
+        home = site(tmp_path / name, files, build, made.site(name) / "phenotypes.csv")
+        ingested(home, panel=made.folder / "panel.tsv")
+        account = freeze.freeze(home, home.config(), study, "ab" * 32)
+        assert account.ready and account.variants["absent"] == account.variants["allele_mismatch"] == 0
+        frozen = np.load(home.dataset("main") / "cohorts" / ("ab" * 32) / "dosage.npy")
+        table = list(csv.DictReader((made.site(name) / "phenotypes.csv").open()))
+        removed = json.loads((home.dataset("main") / "genotypes/removed.json").read_text())
+        gone = {f"{table[0]['patient'].rsplit('-', 1)[0]}-{row + 1:05d}" for rows in removed.values() for row in rows}
+        rows = [person[patient] for patient in sorted(row["patient"] for row in table) if patient not in gone]
+        assert len(rows) == account.patients > 0.9 * len(table)
+        for j, variant in enumerate(study.variants):
+            truth = dosages[rows, loci.index(variant.id)]
+            truth = truth if variant.effect == alternative[variant.id] else 2 - truth
+            called = frozen[:, j] >= 0
+            assert called.mean() > 0.9
+            np.testing.assert_array_equal(frozen[called, j], truth[called])
+
+
+@pytest.mark.system
 def test_populations_and_frequencies_are_those_of_the_published_demography() -> None:
     seen = []
     for seed in range(4):
