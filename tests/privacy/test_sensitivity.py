@@ -6,6 +6,7 @@ sensible range. The bound holds whatever the exchange broadcasts (spec/privacy.m
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sequester.protocols import privacy
-from sequester.protocols.analyses.training import TRAINING, bounded
+from sequester.protocols.analyses.training import TRAINING, TrainingPlan, bounded, closed_form
+from sequester.protocols.quantise import Codec
 from training_cases import HEADS, gradient, name, patients, study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -71,3 +73,19 @@ def test_sums_of_a_hundred_thousand_records_hold_their_bound_wherever_one_is_tak
     for odd in (0, 1, 50_000, 99_999):
         less = codec.encode(layout.flatten(gradient(of, np.delete(x, odd, 0), np.delete(y, odd))))
         assert np.linalg.norm((whole - less).astype(float)) <= privacy.clip_int(of, plan, layout)
+
+
+@pytest.mark.parametrize("d", [1_000, 100_000])
+def test_wide_models_hold_their_bound_too(d: int) -> None:
+    """Rounding may add half a step to each coordinate: the square root of d stands in C_int for that."""
+    plan = TrainingPlan.model_validate({"name": "fit", "gradients": "closed", "clip": "0.6"})
+    rng = np.random.default_rng(d)
+    rows = rng.standard_normal((40, d + 1)) / np.sqrt(d)
+    rows[3] *= 1e6
+    y, w = (rng.random(40) < 0.3).astype(float), rng.standard_normal(d + 1)
+    codec = Codec(32, 16)
+    bound = math.ceil(0.6 * (1 + privacy.CLIP_SLACK) * 2**16 + math.sqrt(d + 1))
+    whole = codec.encode(closed_form(plan, rows, y, w))
+    for odd in (0, 3, 20, 39):
+        less = codec.encode(closed_form(plan, np.delete(rows, odd, 0), np.delete(y, odd), w))
+        assert np.linalg.norm((whole - less).astype(float)) <= bound
