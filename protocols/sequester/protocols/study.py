@@ -24,6 +24,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from sequester.protocols.analyses.plan import Number
 from sequester.protocols.analyses.registry import Plan
+from sequester.protocols.definition import Definition
 from sequester.protocols.errors import RefusalCode, StudyError
 from sequester.protocols.faults import CONDITION as CONDITION
 from sequester.protocols.faults import INSTANT, faults
@@ -155,6 +156,7 @@ class Study(Strict):
     variants: tuple[Variant, ...] = ()
     scores: tuple[Score, ...] = ()
     cohort: CohortRule = CohortRule()
+    definition: Definition | None = Field(default=None, exclude_if=lambda definition: definition is None)
     analyses: tuple[Plan, ...]
     privacy: Privacy
     n0: int = Field(gt=0, le=10**9)

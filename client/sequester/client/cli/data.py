@@ -1,4 +1,4 @@
-"""`sequester-client data ingest|report|freeze|show|exclude`: from the hospital's files to the cohort a study will use.
+"""`sequester-client data ingest|report|freeze|show|exclude|phenotypes`: from the hospital's files to the cohort a study will use.
 
 Run by hospital IT, before approval. What these commands print stays at the hospital; the consortium learns only whether
 the site joins.
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from sequester.client.cli.phenotypes import phenotypes
 from sequester.client.cli.studies import pick
 from sequester.client.config import home as home_of
 from sequester.protocols.errors import SiteError
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     data.command("freeze")(freeze)
     data.command("show")(show)
     data.command("exclude")(exclude)
+    data.command("phenotypes")(phenotypes)
     app.add_typer(data, name="data")
 
 

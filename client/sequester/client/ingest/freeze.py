@@ -7,7 +7,6 @@ at the hospital should know is printed here, at the hospital.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
 import json
@@ -29,12 +28,12 @@ from sequester.client.compute.genome.harmonise import match
 from sequester.client.config import Home, SiteConfig
 from sequester.client.ingest.cohort_genotypes import Genotypes, of_study
 from sequester.client.ingest.overlap import also_in
+from sequester.client.ingest.phenotypes.tables import MISSING_TEXT, one_row_each, read_table
 from sequester.protocols.errors import SiteError, StudyError
 from sequester.protocols.signing import canonical, sha256
 from sequester.protocols.study import CONDITION, Column, Score, Study, standardisation, transformed
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-MISSING_TEXT = frozenset({"", "NA", "NaN", "NULL", "."})
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
 }  # fmt: skip
@@ -55,7 +54,7 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
     """Write the frozen cohort of a study and say what went in; refuses with the file, line or column at fault."""
     folder = home.dataset(config.data.id)
     ids, table = patients_table(config)
-    _one_row_each(config, ids)
+    one_row_each(config.data.id_column, ids)
     keep, counts = _belongs(study, table, _exclusions(folder, ids))
     genotypes: Genotypes | None = None
     genotype_row: dict[str, int] = {}
@@ -148,49 +147,13 @@ def patients_table(config: SiteConfig) -> tuple[list[str], pl.DataFrame]:
             f"{config.data.phenotypes} is not a path", hint="phenotypes are read from files of this machine only"
         )
     path = Path(config.data.phenotypes)
-    try:
-        if path.suffix == ".parquet":
-            table = pl.read_parquet(path).cast(pl.String)
-        else:
-            separator = "\t" if path.suffix in (".tsv", ".txt") else ","
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=separator, strict=True)
-                header = next(reader, [])
-                body = []
-                for number, line in enumerate(reader, 2):
-                    if len(line) != len(header):
-                        raise SiteError(f"{path.name} line {number}: {len(line)} columns, {len(header)} were expected")
-                    body.append(line)
-            table = pl.DataFrame(body, schema=dict.fromkeys(header, pl.String), orient="row")
-    except OSError as error:
-        raise SiteError(
-            f"{path}: {error.strerror}", hint="check `phenotypes` in site.toml and who may read it"
-        ) from None
-    except (UnicodeDecodeError, csv.Error, pl.exceptions.PolarsError) as error:
-        raise SiteError(
-            f"{path.name} is not a table: {str(error).splitlines()[0]}", hint="CSV, TSV or Parquet, UTF-8"
-        ) from None
+    table = read_table(path)
     if config.data.id_column not in table.columns:
         raise SiteError(
             f"{path.name} has no column `{config.data.id_column}`",
             hint="set `id_column` under [data]: the patient's id",
         )
     return [i.strip() for i in table[config.data.id_column].fill_null("").to_list()], table
-
-
-def _one_row_each(config: SiteConfig, ids: list[str]) -> None:
-    seen: dict[str, int] = {}
-    for number, i in enumerate(ids, 2):
-        if not i:
-            raise SiteError(
-                f"row {number} of the table has no `{config.data.id_column}`", hint="every patient has an id"
-            )
-        if i in seen:
-            raise SiteError(
-                f"rows {seen[i]} and {number} of the table are the same patient",
-                hint="one row a patient: merge the visits before ingest",
-            )
-        seen[i] = number
 
 
 def _belongs(
