@@ -28,6 +28,7 @@ _REASONS = {
     "in_table": "rows in the table",
     "excluded": "on this site's exclusion list",
     "no_genotypes": "without genotypes",
+    "quality": "left out by the quality checks of `data ingest`",
     "no_outcome": "without an outcome",
 }
 
