@@ -148,6 +148,7 @@ def test_wide_ridge_equals_the_dual_solve() -> None:
     assert done.result["objective"] == pytest.approx(value, rel=1e-8)
 
 
+@pytest.mark.nightly  # a minute: sixty rounds over 10,783 variants
 @pytest.mark.skipif(not MICE.exists(), reason="SEQUESTER_DATA has no mouse_hs1940")
 def test_ridge_of_real_mice_in_five_groups_of_families_equals_pooling_and_predicts_held_out_families() -> None:
     files = PlinkFiles(str(MICE / "mouse_hs1940"))
