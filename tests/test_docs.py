@@ -23,7 +23,9 @@ def _examples() -> Iterator[tuple[str, str]]:
     """(page, command line) of everything that a page shows as typed, in a block or between backticks."""
     for page in PAGES:
         text = (ROOT / page).read_text("utf-8")
-        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)  # a fence with a language closes too
+        fenced = re.findall(
+            r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+        )  # a fence with a language closes too
         blocks = "\n".join(block for language, block in fenced if not language)
         lines = [line.split("#")[0] for line in blocks.splitlines()]
         for line in [*lines, *re.findall(r"`([^`\n]+)`", text)]:
