@@ -234,3 +234,15 @@ def test_exact_cohorts_that_differ_by_few_patients_are_not_joined(folder: Path, 
     _cohort(folder, name(4), range(500, 600))
     with pytest.raises(SiteError):
         join(ledger, folder, name(4), exact=True, floor=10)  # what cannot be compared counts as too close
+
+
+def test_the_highest_key_epoch_that_was_advertised_outlives_the_journal(folder: Path) -> None:
+    first = Ledger(folder)
+    assert first.epoch(name(1)) == -1
+    first.egress(name(1), 0, "KeyAdvertisement", 10, name(9), 4)
+    first.egress(name(1), 0, "KeyAdvertisement", 10, name(9), 2)
+    first.egress(name(1), 0, "Resume", 10, name(9))
+    first.close()
+    again = Ledger(folder)
+    assert (again.epoch(name(1)), again.epoch(name(2))) == (4, -1)
+    again.close()

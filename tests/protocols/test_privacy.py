@@ -6,13 +6,14 @@ import math
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from contracts import exact_study, study
-from sequester.protocols import privacy
+from sequester.protocols import arrays, privacy
 from sequester.protocols.analyses.registry import analysis_of
-from sequester.protocols.errors import PrivacyError, StudyError
+from sequester.protocols.errors import PeerError, PrivacyError, StudyError
 from sequester.protocols.signing import raw_public
 from sequester.protocols.study import Study
 
@@ -125,3 +126,20 @@ def test_budget_shares_beyond_the_whole_are_refused() -> None:
     fat = FIT.model_copy(update={"budget": Decimal("0.95")})
     with pytest.raises(StudyError, match=r"add up to 1\.05"):
         privacy.calibrate(STUDY.model_copy(update={"analyses": (fat, *STUDY.analyses[1:])}))
+
+
+@pytest.mark.parametrize("name", ["score", "held_out"])
+def test_a_broadcast_of_another_shape_than_the_plan_is_refused_before_it_meets_a_patient(name: str) -> None:
+    # an array of n rows would fit a hospital of n patients and no other: its answer would tell n
+    plan = STUDY.analysis(name)
+    p = len(STUDY.features())
+    right = {"w": np.zeros(p) if name == "score" else np.zeros((1, p)), "b": np.zeros(1)}
+    privacy.check_broadcast(STUDY, plan, arrays.encode(right))
+    for wrong in (
+        {"w": np.zeros((1234, p))}, {"w": np.zeros(p + 1)}, {"w": np.full(right["w"].shape, np.nan)},
+        {"b": np.full(1, np.inf)}, {"b": np.zeros(1, dtype=np.int64)}, {"more": np.zeros(1)},
+    ):  # fmt: skip
+        with pytest.raises(PeerError):
+            privacy.check_broadcast(STUDY, plan, arrays.encode(right | wrong))
+    with pytest.raises(PeerError):
+        privacy.check_broadcast(STUDY, plan, b"not arrays")

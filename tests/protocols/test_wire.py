@@ -46,7 +46,8 @@ def boxes(value: st.SearchStrategy[bytes]) -> st.SearchStrategy[dict[int, bytes]
     return st.dictionaries(index, value, max_size=5)
 
 
-advertisement = st.builds(m.KeyAdvertisement, index, b32, b32, name, u64, b32, b64)
+counter = st.integers(0, 2**63 - 1)
+advertisement = st.builds(m.KeyAdvertisement, index, b32, b32, name, counter, b32, b64)
 ratification = st.builds(
     m.Ratification, index, b32, b32, st.lists(st.just(b"") | b32, max_size=4).map(tuple), b64,
     st.lists(advertisement, max_size=1).map(tuple),
@@ -198,6 +199,9 @@ BAD = {
     "long state": pb.Frame(resume=pb.Resume(session_id=h, state="X" * 17)),
     "mode": pb.Frame(session_proposal=pb.SessionProposal(study_digest=h, mode="plain")),
     "roster too large": pb.Frame(roster=pb.Roster(advertisements=[pb.KeyAdvertisement()] * 1025)),
+    "counter beyond any ledger": pb.Frame(
+        key_advertisement=pb.KeyAdvertisement(session_id=h, kx=h, head=h, signature=s, counter=2**63)
+    ),
     "short key": pb.Frame(key_advertisement=pb.KeyAdvertisement(session_id=h, kx=bytes(31), head=h, signature=s)),
     "long data set": pb.Frame(
         key_advertisement=pb.KeyAdvertisement(session_id=h, kx=h, head=h, signature=s, data_set="d" * 65)

@@ -10,13 +10,16 @@ import math
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
-from sequester.protocols import accounting, session
+import numpy as np
+
+from sequester.protocols import accounting, arrays, session
 from sequester.protocols.accounting import Event
-from sequester.protocols.analyses.analysis import Layout
+from sequester.protocols.analyses.analysis import Finished, Layout, State
+from sequester.protocols.analyses.linear import LinearPlan
 from sequester.protocols.analyses.registry import Plan, analysis_of
-from sequester.protocols.analyses.training import MOVE_BOUND, TrainingPlan, padding_gain
+from sequester.protocols.analyses.training import MOVE_BOUND, TrainingPlan, padding_gain, parameters
 from sequester.protocols.decimals import one_spelling
-from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
+from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, StudyError
 from sequester.protocols.quantise import Codec
 from sequester.protocols.session import SessionParams, Task
 from sequester.protocols.signing import canonical, sha256
@@ -248,6 +251,41 @@ def task_for(study: Study, plan: Plan, step: int, attempt: int, broadcast: bytes
         bytes.fromhex(study_digest(study)), plan.name, step, attempt, bytes.fromhex(sha256(broadcast)), of.digest(),
         codec(study).describe(), clip, noise, event,
     )  # fmt: skip
+
+
+def check_broadcast(study: Study, plan: Plan, broadcast: bytes) -> None:
+    """`PeerError` where a broadcast is not what the analysis sends: checked before a charge, from public things only.
+
+    In private mode names, dtypes and shapes are those of step 0, which every private analysis keeps, and every number is
+    finite. Otherwise an array of n rows would fit a site of n patients and no other: its answer would tell n.
+    """
+    given = arrays.decode(broadcast)
+    if plan.mode == "exact":
+        return
+    expected = analysis_of(plan).start(plan, study, _Models(study)).broadcast
+    shapes = {name: (np.asarray(a).shape, np.asarray(a).dtype.kind) for name, a in expected.items()}
+    if {name: (a.shape, a.dtype.kind) for name, a in given.items()} != shapes:
+        raise PeerError(
+            f"the broadcast of {plan.name} has other names or shapes than the plan", hint="nothing was sent"
+        )
+    if not all(np.isfinite(a).all() for a in given.values()):
+        raise PeerError(f"the broadcast of {plan.name} is not finite", hint="nothing was sent")
+
+
+class _Models(dict[str, Finished]):
+    """Stand-ins for a study's finished analyses: models of the right shapes, all zero."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__()
+        p = len(study.features())
+        for plan in study.analyses:
+            state: State = {"w": np.zeros(p), "b": np.zeros(1)}
+            if isinstance(plan, TrainingPlan) and plan.hidden:
+                state = {name: np.zeros(shape) for name, shape in parameters(plan, p)}
+            elif isinstance(plan, LinearPlan):
+                folds = study.cohort.folds if plan.mode == "exact" else 1
+                state |= {"fold_w": np.zeros((folds, p)), "fold_b": np.zeros(folds)}
+            self[plan.name] = Finished({}, state)
 
 
 # ---- what people are told -------------------------------------------------------------------------------------------

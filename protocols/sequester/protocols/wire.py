@@ -309,6 +309,8 @@ def _read_acks(rows: Sequence[pb.Ack]) -> tuple[m.Ack, ...]:
 def _read_advertisement(a: pb.KeyAdvertisement) -> m.KeyAdvertisement:
     if len(a.data_set) > 64:
         raise PeerError("a data set's name of more than 64 letters")
+    if a.counter >= 2**63:  # what a database's integer holds
+        raise PeerError("a ledger counter that no ledger reaches")
     return m.KeyAdvertisement(
         _index(a.index), _sized(a.session_id, 32), _sized(a.kx, 32), a.data_set, a.counter, _sized(a.head, 32),
         _sized(a.signature, 64),

@@ -32,6 +32,7 @@ from sequester.server.store import Store
 log = logging.getLogger("sequester.exchange")
 
 RECEIPTS_S = 10.0  # how long the end of a study waits for receipts of hospitals whose streams stand
+QUEUED = 4096  # messages that wait for one hospital; an honest one has a few
 _HELLO_S = 30.0
 Read = Callable[[], Awaitable[pb.Frame | None]]
 Write = Callable[[pb.Frame], Awaitable[None]]
@@ -47,6 +48,9 @@ class Stream:
 
     def say(self, message: Message | pb.Frame) -> None:
         """Queue a message; a stream that ended drops it, the hospital is told again when it is back."""
+        if self._queue.qsize() >= QUEUED:  # it asks and does not listen: what waits for it costs memory here
+            self.closed.set()
+            return
         self._queue.put_nowait(message)
 
     async def drain(self) -> None:
@@ -395,7 +399,7 @@ class Exchange:
     def _closing(self, study: Study, index: int, adv: KeyAdvertisement) -> None:
         """The last head that a hospital signed, from one that comes when the study is over: kept for later studies."""
         key = study.roster[index]
-        if not keys.is_signed(key, adv.signature, keys.advertisement_bytes(adv)):
+        if adv.index != index or not keys.is_signed(key, adv.signature, keys.advertisement_bytes(adv)):
             raise PeerError(f"the advertisement of site {index} is not signed by it")
         self.store.witness(key, adv.data_set, adv.counter, adv_json(adv))
 

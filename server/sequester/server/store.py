@@ -17,6 +17,7 @@ from typing import Any
 from sequester.protocols.errors import StudyError
 from sequester.protocols.states import StudyState, advance
 
+WITNESSED = 8  # advertisements kept of one hospital and session: one begins it, one or two close it
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (
     digest TEXT PRIMARY KEY, document BLOB NOT NULL, bundle BLOB NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
@@ -203,6 +204,10 @@ class Store:
 
     def witness(self, key: bytes, data_set: str, counter: int, row: dict[str, Any]) -> None:
         """Keep an advertisement: what a later study's peers may point at when a ledger was rolled back."""
+        count = "SELECT COUNT(*) FROM advertisements WHERE key = ? AND json_extract(row, '$.session_id') = ?"
+        (held,) = self.db.execute(count, (key, row["session_id"])).fetchone()
+        if held >= WITNESSED:
+            return
         self.db.execute(
             "INSERT OR REPLACE INTO advertisements VALUES (?, ?, ?, ?)", (key, data_set, counter, json.dumps(row))
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -141,6 +142,8 @@ class Consortium:
             unfinished = path.with_suffix(".new")
             unfinished.write_text(final, "ascii")
             unfinished.replace(path)
+            # the session's keys end with it: with them and this site's identity its past contributions could be opened
+            shutil.rmtree(self.folder / "journal" / digest, ignore_errors=True)
             log.info("study %s ended here: %s", digest[:12], final)
             return final
         finally:
@@ -187,9 +190,13 @@ class Consortium:
         """
         folder = self.folder / "journal" / digest
         epochs = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-        number = max(epochs, default=0) if after_epoch is None else after_epoch + 1
+        floor = self._ledger.epoch(digest)  # the ledger's word stands where the journal was deleted
+        number = max(epochs, default=floor + 1) if after_epoch is None else max(after_epoch, floor) + 1
         secret = self._identity.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         journal = Journal(folder / str(number), secret, limits)
+        for older in epochs:
+            if older < number:  # the keys of a session that is over
+                shutil.rmtree(folder / str(older), ignore_errors=True)
         rules = StudyRules(
             study,
             digest,
@@ -197,7 +204,7 @@ class Consortium:
             self._ledger,
             peers.pinned(self._home, self.name),
             self._witnesses,
-            epoch_floor=number - 1,
+            epoch_floor=max(number - 1, floor),
         )
         index = study.site_ids.index(self._config.site.id)
         member = Member.restore(

@@ -120,4 +120,6 @@ class Journal:
     def close(self) -> None:
         """Release the lock."""
         self._db.close()
-        os.close(self._lock)
+        if self._lock >= 0:  # once: the number may belong to another file by now
+            os.close(self._lock)
+            self._lock = -1

@@ -104,6 +104,7 @@ class Ledger:
         self._counter: int = 0
         self._head: bytes = GENESIS
         self._standings: dict[str, _Standing] = {}
+        self._epochs: dict[str, int] = {}
         self._founded: dict[str, Any] = self._read()
 
     @classmethod
@@ -199,7 +200,7 @@ class Ledger:
 
     def _read(self) -> dict[str, Any]:
         """Take in every row; the first one's body."""
-        self._counter, self._head, self._standings = 0, GENESIS, {}
+        self._counter, self._head, self._standings, self._epochs = 0, GENESIS, {}, {}
         founded: dict[str, Any] = {}
         try:
             for row in self.rows():
@@ -225,6 +226,8 @@ class Ledger:
     def _take(self, body: dict[str, Any]) -> None:
         """What one row changes: the last `reserve` or `settle` of a study says whether it is open."""
         kind = body["kind"]
+        if kind == "egress" and "epoch" in body:
+            self._epochs[body["study"]] = max(self.epoch(body["study"]), int(body["epoch"]))
         if kind not in ("reserve", "exact", "spend", "settle"):
             return
         standing = self._standings.setdefault(body["study"], _Standing())
@@ -346,9 +349,16 @@ class Ledger:
             return
         self.append("settle", {"study": study, "events": [event.json() for event in held.spent()]})
 
-    def egress(self, study: str, round_number: int, kind: str, n_bytes: int, digest: str) -> None:
-        """What is about to leave: study, round, kind, bytes, SHA-256."""
-        self.append("egress", {"study": study, "round": round_number, "what": kind, "bytes": n_bytes, "sha256": digest})
+    def egress(
+        self, study: str, round_number: int, kind: str, n_bytes: int, digest: str, epoch: int | None = None
+    ) -> None:
+        """What is about to leave: study, round, kind, bytes, SHA-256; of a key advertisement also its epoch."""
+        row = {"study": study, "round": round_number, "what": kind, "bytes": n_bytes, "sha256": digest}
+        self.append("egress", row if epoch is None else row | {"epoch": epoch})
+
+    def epoch(self, study: str) -> int:
+        """The highest key epoch advertised for a study, -1 where there is none: it outlives the journal (C3)."""
+        return self._epochs.get(study, -1)
 
     def forecast(self, events: list[Event]) -> str:
         """What a study would cost, in words with figures."""

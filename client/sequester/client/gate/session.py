@@ -1,9 +1,10 @@
 """One study at one site: drives the `member` state machine over the study's stream.
 
 The loop is small on purpose. A frame comes in, the member returns effects, and they are performed in order: records
-become durable before anything that follows them is said, and every frame that leaves is in the ledger before it
-leaves. A broken stream is opened again by this loop alone, without Flower; the member resumes where its journal says.
-Compute works in a task of its own, so that a stop is heard while it does.
+become durable before anything that follows them is said, and every frame that leaves is in the ledger before it leaves,
+but Hello, which says versions and the study's digest. A broken stream is opened again by this loop alone, without
+Flower; the member resumes where its journal says. Compute works in a task of its own, so that a stop is heard while it
+does.
 """
 
 from __future__ import annotations
@@ -143,7 +144,10 @@ class Session:
     async def withdraw(self) -> None:
         """Leave the study for good: tell the exchange if it listens, erase the session's keys."""
         async with self._turn:
-            await self._perform(self._member.withdraw())
+            with contextlib.suppress(
+                grpc.aio.AioRpcError, asyncio.InvalidStateError
+            ):  # a stream that broke stops nobody
+                await self._perform(self._member.withdraw())
         await self._leave("withdrawn")
         if self._call is not None:
             asyncio.get_running_loop().call_later(_GOODBYE_S, self._call.cancel)  # if the exchange does not hang up
@@ -224,19 +228,21 @@ class Session:
                 raise PeerError(f"{type(message).__name__} in the middle of a stream")
             case _:
                 async with self._turn:
-                    if isinstance(message, SessionProposal) and self._member.state != "IDLE":
+                    # who withdrew is not brought back by the exchange
+                    if isinstance(message, SessionProposal) and self._member.state not in ("IDLE", "WITHDRAWN"):
                         if message.params.epoch > self._member.epoch:
                             self._renew()
                     await self._perform(self._member.handle(message))  # type: ignore[arg-type]  # Reader yields messages
 
     async def _leave(self, state: str) -> None:
         """The study is over here: settle, then the receipt, whose ledger head vouches for all of that."""
-        self._end(state)
-        if self._call is not None:
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._perform(self._member.closing(*self._ledger.head()))
-                await self._send_receipt(state)
-                await self._call.done_writing()
+        async with self._turn:  # a contribution on its way out is whole before it, or never begins
+            self._end(state)
+            if self._call is not None:
+                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await self._perform(self._member.closing(*self._ledger.head()))
+                    await self._send_receipt(state)
+                    await self._call.done_writing()
 
     # ---- effects ------------------------------------------------------------------------------------------------
 
@@ -275,7 +281,8 @@ class Session:
         for data in frames_bytes:
             digest.update(data)
         round_number = self._round.round if self._round is not None else 0
-        self._ledger.egress(self.digest, round_number, kind, size, digest.hexdigest())
+        epoch = self._member.epoch if kind == "KeyAdvertisement" else None
+        self._ledger.egress(self.digest, round_number, kind, size, digest.hexdigest(), epoch)
         self.progress.bytes_up += size
         self.progress.frames_up += len(frames_bytes)
         if self._call is None:
@@ -318,7 +325,10 @@ class Session:
                     self.progress.state = "waiting"
         except SequesterError as error:
             log.error("study %s, %s: %s", self.digest[:12], self.progress.analysis, error.message)
-            await self._write("Refusal", [pb.Frame(refusal=pb.Refusal()).SerializeToString()])
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async with self._turn:  # not between another message's chunks, and not into a later round
+                    if self._round is asked and self.final is None:
+                        await self._perform(self._member.give_up())
         except grpc.aio.AioRpcError:
             log.warning("study %s: stream lost while sending; the stored bytes go out again", self.digest[:12])
 

@@ -54,6 +54,8 @@ from sequester.protocols.secagg.messages import (
 )
 from sequester.protocols.session import SessionParams, Task
 
+MAX_CLOSINGS = 4
+
 
 @dataclass(slots=True)
 class _Open:
@@ -93,6 +95,7 @@ class Aggregator:
         self._advs: dict[int, KeyAdvertisement] = {}
         self._ratifications: dict[int, Ratification] = {}
         self._known_advs: dict[bytes, KeyAdvertisement] = {}  # hash -> advertisement, across studies
+        self._closed: dict[int, tuple[int, int]] = {}  # site -> (highest closing counter, closings)
         self._readied: set[int] = set()
         self._round: _Open | None = None
         self._cancels: dict[bytes, dict[int, CancelAck]] = {}
@@ -263,8 +266,11 @@ class Aggregator:
     def _closing(self, sender: int, adv: KeyAdvertisement) -> list[Effect]:
         """A site's ledger has grown since set-up: its peers keep the newest head it signed."""
         held = self._advs.get(sender)
-        if held is None or adv.kx != held.kx or adv.counter <= held.counter:
+        if held is None or (adv.kx, adv.data_set) != (held.kx, held.data_set) or adv.counter <= held.counter:
             return []
+        if adv.counter <= self._closed.get(sender, (0, 0))[0] or self._closed.get(sender, (0, 0))[1] >= MAX_CLOSINGS:
+            return []  # each costs every peer a write: a site closes once, or once more after a crash
+        self._closed[sender] = (adv.counter, self._closed.get(sender, (0, 0))[1] + 1)
         self._known_advs[keys.seen_hash(adv)] = adv
         return [Send(adv, i) for i in range(len(self.params.roster)) if i != sender]
 

@@ -331,6 +331,10 @@ class Member:
         key = self._params.roster[adv.index]
         if not keys.is_signed(key, adv.signature, keys.advertisement_bytes(adv)):
             raise PeerError(f"the closing advertisement of site {adv.index} is not signed by it")
+        if (
+            self._rules.highest_seen(key, adv.data_set) is None
+        ):  # one row a data set that joined, however many are named
+            raise PeerError(f"the closing advertisement of site {adv.index} names a data set it did not join with")
         self._rules.saw(key, adv)
         return []
 
@@ -500,6 +504,13 @@ class Member:
         r.salt = salt
         self.state = "MASKED"
         return [StoreOutbox(self._outbox), Persist(_input_record(self._outbox)), Send(self._outbox)]
+
+    def give_up(self) -> list[Effect]:
+        """There is no vector for the round that asked for one: nobody need wait for it, now or after a reconnect."""
+        if self.state != "COMPUTING" or self._awaited is None:
+            return []
+        self._awaited = None
+        return [Send(Refusal())]
 
     def answer_hold(self, yes: bool) -> list[Effect]:
         """A person's answer to the held round; every check is made again before a yes counts."""
