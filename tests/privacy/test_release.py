@@ -71,10 +71,10 @@ def test_a_model_without_privacy_is_found_by_model_and_sums() -> None:
     assert not (found["canaries"] or found["white_box"] or found["padding"])
 
 
-def test_a_share_taken_for_the_whole_noise_is_found_by_the_padding_and_not_by_canaries() -> None:
-    # spec/privacy.md, trap 23: noise over sqrt(5) passes every audit of the model
+def test_a_share_taken_for_the_whole_noise_is_found_by_the_padding() -> None:
+    # spec/privacy.md, trap 23: what canaries find of noise over sqrt(5) lies about the claim, so that they cannot be asked
     (verdict,) = release_gate(promised("3", "8.9"), SHORT, share=divided(math.sqrt(5)))
-    assert not verdict.passed and checks(verdict)["canaries"] and not checks(verdict)["padding"]
+    assert not verdict.passed and not checks(verdict)["padding"]
 
 
 def test_the_gate_looks_at_opacus_networks_and_local_steps_too() -> None:
