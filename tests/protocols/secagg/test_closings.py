@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from sequester.protocols.secagg import keys
-from sequester.protocols.secagg.aggregator import MAX_CLOSINGS
-from sequester.protocols.secagg.messages import Refusal, Send, StudyRefusal
+from sequester.protocols.secagg.aggregator import MAX_CLOSINGS, Aggregator
+from sequester.protocols.secagg.messages import Refusal, Resume, Send, SessionProposal, StudyRefusal
 
 
 def test_a_site_without_a_vector_refuses_once_and_again_after_a_reconnect(make_session: Any) -> None:
@@ -40,3 +40,13 @@ def test_a_site_that_closes_for_ever_costs_its_peers_a_few_writes(make_session: 
         assert isinstance(said, Send)
         relayed += len(made.aggregator.handle(0, said.message))
     assert relayed == 4 * MAX_CLOSINGS
+
+
+def test_a_site_of_an_earlier_key_epoch_hears_of_the_new_one(make_session: Any) -> None:
+    made = make_session(5)
+    member, later = made.members[0], Aggregator(replace(made.params, epoch=1), 1.0)
+    later.start()
+    old = Resume(member.session_id, member.last_round, member.state)
+    assert later.returned(0, old) == [Send(SessionProposal(later.params), 0)]
+    assert member._adv is not None and later.handle(0, member._adv) == []  # said again before it heard
+    assert later.handle(0, member._ratification()) == []

@@ -225,6 +225,8 @@ class Aggregator:
                 return self._fail(f"site {index} lost its journal: a new epoch is needed", (index,))
             return []
         if resume.session_id != self.session_id:
+            if self.state == "KEYS" and index not in self._advs:  # of an earlier key epoch: this one is news to it
+                return [Send(SessionProposal(self.params), index)]
             raise PeerError(f"site {index} resumes another session")
         if resume.last_round > self.last_round:
             return self._fail(f"site {index} knows round {resume.last_round}, this exchange was restored", ())
@@ -248,6 +250,8 @@ class Aggregator:
     # ---- set-up -------------------------------------------------------------------------------------------------
 
     def _advertised(self, sender: int, adv: KeyAdvertisement) -> list[Effect]:
+        if self._is_of_an_earlier_epoch(sender, adv):
+            return []
         if adv.index != sender or adv.session_id != self.session_id:
             raise PeerError(f"site {sender} advertised for {adv.index} or another session")
         if not keys.is_signed(self.params.roster[sender], adv.signature, keys.advertisement_bytes(adv)):
@@ -262,6 +266,10 @@ class Aggregator:
         self.state = "RATIFYING"
         roster = self._roster_message()
         return [record, *(Send(roster, i) for i in range(len(self.params.roster))), self._clock()]
+
+    def _is_of_an_earlier_epoch(self, sender: int, message: KeyAdvertisement | Ratification) -> bool:
+        """True for the last word of a site that has not heard of this epoch yet, said again on its new stream."""
+        return message.session_id != self.session_id and self.state == "KEYS" and sender not in self._advs
 
     def _closing(self, sender: int, adv: KeyAdvertisement) -> list[Effect]:
         """A site's ledger has grown since set-up: its peers keep the newest head it signed."""
@@ -278,6 +286,8 @@ class Aggregator:
         return Roster(tuple(self._advs[i] for i in sorted(self._advs)))
 
     def _ratified(self, sender: int, ratification: Ratification) -> list[Effect]:
+        if self._is_of_an_earlier_epoch(sender, ratification):
+            return []
         roster = keys.roster_hash(self.session_id, [self._advs[i].kx for i in sorted(self._advs)])
         statement = keys.ratification_bytes(ratification.session_id, ratification.roster_hash, ratification.seen)
         if (
