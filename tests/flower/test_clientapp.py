@@ -44,6 +44,13 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     loop.close()
 
 
+class Run:
+    """The context of a task, as far as the app reads it."""
+
+    def __init__(self, run_config: dict[str, Any]) -> None:
+        self.run_config = run_config
+
+
 def message(content: Any = None, kind: str = "query.join") -> Any:
     if content is None:
         content = {"join": ConfigRecord({"study": STUDY, "bundle": BUNDLE})}
@@ -52,7 +59,7 @@ def message(content: Any = None, kind: str = "query.join") -> Any:
 
 def answer(given: Any, bundle: str | None = BUNDLE) -> tuple[str, str]:
     """Status and code of the reply, which carries one record and nothing else."""
-    reply = app.guarded(bundle)(given, None)
+    reply = app.guarded(bundle)(given, Run({"study": STUDY}))
     assert reply.has_content() and list(reply.content) == ["join"]
     record = reply.content["join"]
     assert set(record) == {"study", "status", "code"}
@@ -69,8 +76,8 @@ def test_the_gates_answer_goes_back_as_it_is(gate: Gate, said: tuple[str, str]) 
 def test_the_exchange_reads_the_reply_it_was_written_for(gate: Gate) -> None:
     for said, status in ((("joined", ""), "joined"), (("refused", "EXPIRED"), "refused:EXPIRED")):
         gate.answers[STUDY] = said
-        assert read_reply(app.guarded(BUNDLE)(message(), None), STUDY)[1] == status
-        assert read_reply(app.guarded(BUNDLE)(message(), None), "00" * 32) == ("error", "error:reply")
+        assert read_reply(app.guarded(BUNDLE)(message(), Run({"study": STUDY})), STUDY)[1] == status
+        assert read_reply(app.guarded(BUNDLE)(message(), Run({"study": STUDY})), "00" * 32) == ("error", "error:reply")
 
 
 @pytest.mark.parametrize("kind", ["query", "query.other", "train", "train.join", "evaluate", "query.Join"])
@@ -111,6 +118,19 @@ def test_a_join_that_names_another_bundle_than_it_came_with_is_refused(gate: Gat
     assert gate.asked == []
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"study": STUDY, "epsilon": 30.0}, {"study": STUDY, "noise": 0, "genotypes": "/x"}, {"study": "00" * 32}, {}],
+)
+def test_a_run_config_that_says_more_than_the_study_is_refused_by_name_without_asking_the_gate(
+    gate: Gate, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = app.guarded(BUNDLE)(message(), Run(config))
+    assert read_reply(reply, STUDY) == ("refused", "refused:STUDY")
+    assert gate.asked == [] and "run config" in caplog.text
+    assert all(name in caplog.text for name in config if name != "study")
+
+
 def test_an_error_message_is_refused(gate: Gate) -> None:
     incoming = message()
     erroneous = Message(Error(1, "x"), reply_to=incoming)
@@ -122,11 +142,11 @@ def test_the_text_of_an_exception_never_leaves(gate: Gate, monkeypatch: pytest.M
         raise ValueError("patient 0042 in /data/cohort.vcf")
 
     monkeypatch.setattr(door, "join", fails)
-    reply = app.guarded(BUNDLE)(message(), None)
+    reply = app.guarded(BUNDLE)(message(), Run({"study": STUDY}))
     assert (reply.error.code, reply.error.reason) == (2, "E_INTERNAL")
     assert not reply.has_content()
     monkeypatch.delenv(door.VARIABLE)
-    assert app.guarded(BUNDLE)(message(), None).error.reason == "E_INTERNAL"
+    assert app.guarded(BUNDLE)(message(), Run({"study": STUDY})).error.reason == "E_INTERNAL"
 
 
 def test_without_a_gate_the_answer_is_not_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +170,7 @@ def test_an_approved_bundle_passes_and_nothing_is_unpacked(
     guard = Guard(tmp_path / "door")
     guard.install_from_fab(standard_bundle(), skip_prompt=True)
     load = guard.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
-    assert load(FAB_ID, "0.1.0", BUNDLE)(message(), None).content["join"]["status"] == "joined"
+    assert load(FAB_ID, "0.1.0", BUNDLE)(message(), Run({"study": STUDY})).content["join"]["status"] == "joined"
     assert not (tmp_path / "home").exists()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def guarded(bundle: str | None = None) -> Callable[[Any, Any], Any]:
 
     def answering(message: Any, context: Any) -> Any:
         try:
-            return _answer(message, bundle)
+            return _answer(message, bundle, context)
         except Exception:
             log.exception("a message could not be answered")
             return Message(Error(_CLIENT_APP_RAISED_EXCEPTION, "E_INTERNAL"), reply_to=message)
@@ -56,12 +56,30 @@ def read(message: Any) -> tuple[str, str] | None:
     return (str(study), str(bundle)) if door.is_digest(study) and door.is_digest(bundle) else None
 
 
-def _answer(message: Any, carried: str | None) -> Any:
+def run_config_fault(config: Mapping[str, Any], study: str) -> str:
+    """What a run's configuration says beside the study's digest, "" where that is nothing.
+
+    Nothing in it would be used: epsilon, noise, clipping and paths come from the study that was approved. A consortium that
+    writes them there means something else than what it signed.
+    """
+    beside = sorted(str(name)[:32] for name in config if name != "study")
+    if beside:
+        shown = ", ".join(name if name.isprintable() else "?" for name in beside[:5])
+        return f"Flower's run config sets {shown}; only the signed study decides, `study` alone was expected"
+    if config.get("study") != study:
+        return "Flower's run config names another study than the `join`"
+    return ""
+
+
+def _answer(message: Any, carried: str | None, context: Any) -> Any:
     request = read(message)
     if request is None or (carried is not None and request[1] != carried):
         log.error("refused a message that is no join, or of another bundle than it came with")
         return _reply(message, "" if request is None else request[0], "refused", RefusalCode.STUDY.value)
     study, bundle = request
+    if carried is not None and (fault := run_config_fault(context.run_config, study)):
+        log.error("study %s refused: %s", study[:12], fault)
+        return _reply(message, study, "refused", RefusalCode.STUDY.value)
     status, code = door.join(Path(os.environ[door.VARIABLE]), study, bundle)
     log.info("study %s: %s %s", study[:12], status, code)
     return _reply(message, study, status, code)
