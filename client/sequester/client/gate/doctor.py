@@ -34,7 +34,6 @@ Verdict = Literal["ok", "warn", "fail"]
 WAIT_S = 5.0
 _MIB = 1024 * 1024
 _FLWR = "1.41.0"
-_KEYS = ("identity.key", "tls.key", "supernode.key")
 _GENOTYPES = ((".bed", ".bim", ".fam"), (".pgen", ".pvar", ".psam"))
 
 
@@ -220,23 +219,14 @@ def _permissions(home: Home) -> Iterator[Finding]:
             tls.membership(folder)
         except SiteError as error:
             wrong.append(error.message)
-        wrong += [text for key in _KEYS if (text := _open_to_others(folder / key, 0o077))]
-        wrong += [text for key in ("superexec.secret",) if (text := _open_to_others(folder / key, 0o027))]
+        wrong += tls.key_faults(folder)
     for path in sorted((home.root / "datasets").glob("*/ledger.key")):
-        wrong += [text] if (text := _open_to_others(path, 0o077)) else []
+        wrong += [text] if (text := tls.open_to_others(path, 0o077)) else []
     if wrong:
         advice = "`chmod 600` for keys, 640 for superexec.secret; enrol again where one is missing"
         yield Finding("key files", "fail", "; ".join(wrong), advice)
     elif home.consortia():
         yield Finding("key files", "ok", "every private key is there and its owner's alone")
-
-
-def _open_to_others(path: Path, beyond: int) -> str:
-    try:
-        mode = path.stat().st_mode & 0o777
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    return f"{path}: mode {mode:04o}" if mode & beyond else ""
 
 
 # ---- the way to the consortium --------------------------------------------------------------------------------------
@@ -311,7 +301,7 @@ def _clock(folder: Path, place: tls.Membership, proxy: str, clock: Callable[[], 
 def own_certificate(folder: Path, place: tls.Membership, clock: Callable[[], float] = time.time) -> Finding:
     """Whether this site's certificate is there, in its name, and not about to end."""
     test = f"{place.consortium}: own certificate"
-    again = "ask the coordinator for an invitation and `sequester-client enrol`: it keeps your identity and your pins"
+    again = tls.RENEW
     try:
         certificate = x509.load_pem_x509_certificate((folder / "tls.pem").read_bytes())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ CALL_S = 20.0
 class Calls:
     """Unary calls over one mutual-TLS channel."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, folder: Path) -> None:
         self._channel = channel
+        self._folder = folder
 
     def call(self, method: str, request: Any, answer: Callable[[bytes], Any]) -> Any:
         """The exchange's answer; a `SiteError` that names the address's fault where there is none."""
@@ -40,10 +42,16 @@ class Calls:
             return stub(request, timeout=CALL_S)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-            raise SiteError(
-                f"the exchange did not answer `{method}`: {code.name.lower().replace('_', ' ')}",
-                hint="`sequester-client doctor` tests name, port, certificate and clock one by one",
-            ) from None
+            raise self._unanswered(method, code) from None
+
+    def _unanswered(self, method: str, code: grpc.StatusCode) -> SiteError:
+        place = tls.membership(self._folder)
+        found = f"the exchange at {place.address(place.exchange_port)} did not answer `{method}`: "
+        found += code.name.lower().replace("_", " ")
+        end = tls.certificate_end(self._folder)
+        if code is grpc.StatusCode.UNAVAILABLE and end is not None and end < datetime.now(UTC):
+            return SiteError(f"{found}; this site's certificate expired on {end:%Y-%m-%d}", hint=tls.RENEW)
+        return SiteError(found, hint="`sequester-client doctor` tests name, port, certificate and clock one by one")
 
 
 def _serialised(message: Any) -> bytes:
@@ -55,7 +63,7 @@ def _serialised(message: Any) -> bytes:
 def calls(home: Home, consortium: str) -> Iterator[Calls]:
     """Calls to one consortium's exchange; the channel closes afterwards."""
     with tls.site_channel(home.consortium(consortium)) as channel:
-        yield Calls(channel)
+        yield Calls(channel, home.consortium(consortium))
 
 
 def coordinator_key(home: Home, consortium: str) -> bytes:

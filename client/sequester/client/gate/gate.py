@@ -13,8 +13,7 @@ import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sequester.client.config import Home, SiteConfig
 from sequester.client.gate import approval, differencing, exchange, peers, tls
@@ -47,9 +46,7 @@ class Consortium:
         self._ledger = ledger
         self._tasks: dict[str, asyncio.Task[str]] = {}
         self._witnesses = Witnesses(self.folder / "advertisements.json")
-        key = load_pem_private_key((self.folder / "identity.key").read_bytes(), None)
-        assert isinstance(key, Ed25519PrivateKey)
-        self._identity = key
+        self._identity = approval.identity(home, name)
 
     # ---- what the door asks -------------------------------------------------------------------------------------
 

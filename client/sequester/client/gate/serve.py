@@ -66,6 +66,12 @@ async def serve(home: Home, units: bool = False) -> None:
     names = home.consortia()
     if not names:
         raise SiteError("this site belongs to no consortium yet", hint="`sequester-client enrol` joins one")
+    if faults := [fault for name in names for fault in tls.key_faults(home.consortium(name))]:
+        more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise SiteError(
+            f"{faults[0]}{more}: a key is there and its owner's alone",
+            hint="`chmod 600` for keys, 640 for superexec.secret; enrol again where one is missing",
+        )
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)

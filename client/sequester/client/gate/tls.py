@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import grpc
 import grpc.aio
+from cryptography import x509
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sequester.client.config import Home
@@ -26,6 +28,7 @@ _KEEPALIVE: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.max_metadata_size", 8192),
 ]
+RENEW = "ask the coordinator for an invitation and `sequester-client enrol`: it keeps your identity and your pins"
 _MAX_ANSWER = 16 * MAX_DOCUMENT  # `Studies` answers with every study in one message
 
 
@@ -65,6 +68,29 @@ def membership(folder: Path) -> Membership:
         return Membership.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError):
         raise SiteError(f"{path} is missing or damaged", hint="enrol again with a new token") from None
+
+
+def certificate_end(folder: Path) -> datetime | None:
+    """When this site's certificate ends, UTC; None where it cannot be read."""
+    try:
+        return x509.load_pem_x509_certificate((folder / "tls.pem").read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return None
+
+
+def key_faults(folder: Path) -> list[str]:
+    """Keys of a consortium's folder that are missing, or that others on this machine may read."""
+    beyond = dict.fromkeys(("identity.key", "tls.key", "supernode.key"), 0o077) | {"superexec.secret": 0o027}
+    return [text for name, bits in beyond.items() if (text := open_to_others(folder / name, bits))]
+
+
+def open_to_others(path: Path, beyond: int) -> str:
+    """What is wrong with a file that should be there with none of these mode bits, "" where nothing is."""
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return f"{path}: mode {mode:04o}" if mode & beyond else ""
 
 
 def site_channel(folder: Path) -> grpc.Channel:
