@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 import sys
 
 import typer
 from rich.console import Console
 
 from sequester.client.cli import data, doctor, identity, ledger, run, studies
-from sequester.protocols.errors import SequesterError
+from sequester.protocols.errors import SequesterError, SiteError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for subject in (identity, doctor, studies, data, run, ledger):
@@ -22,14 +24,31 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         app()
-    except SequesterError as error:
+    except (SequesterError, OSError, sqlite3.Error) as found:
         if debug:
             raise
+        error = found if isinstance(found, SequesterError) else of_this_machine(found)
         console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         console.print(f"error: {error.message}")
         if error.hint:
             console.print(f"hint: {error.hint}")
         raise SystemExit(error.exit_status) from None
+
+
+def of_this_machine(found: OSError | sqlite3.Error) -> SiteError:
+    """What the operating system or a database said, as one of our errors: the file and the system's own word for it."""
+    if isinstance(found, sqlite3.Error):
+        return SiteError(
+            f"a database cannot be used: {found}", hint="free disk space, and check who may write to its folder"
+        )
+    where = f"{found.filename}: " if found.filename else ""
+    is_full = found.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = (
+        "free disk space; nothing half-written counts"
+        if is_full
+        else "check that this account may use it; --debug says where"
+    )
+    return SiteError(f"{where}{found.strerror or type(found).__name__}", hint=hint)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from sequester.protocols.signing import canonical, raw_public, sha256
 
 GENESIS = bytes(32)
 SCHEMA = 1
+_RESTORE = "restore the newest copy, then `sequester-client audit verify`"
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS rows (seq INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL, signature BLOB NOT NULL);
@@ -98,8 +99,17 @@ class Ledger:
             self._take_lock()
             self._key = signing_key(folder)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+            except sqlite3.OperationalError as error:
+                self.close()
+                raise SiteError(
+                    f"the ledger cannot be written: {error}", hint="free disk space; nothing is lost"
+                ) from None
+            except sqlite3.DatabaseError as error:
+                self.close()
+                raise SiteError(f"the ledger in {folder} is damaged: {error}", hint=_RESTORE) from None
         self._is_read_only = read_only
         self._counter: int = 0
         self._head: bytes = GENESIS
@@ -219,7 +229,7 @@ class Ledger:
             self.close()
             raise SiteError(
                 f"the ledger of data set `{self.data_set}` cannot be read beyond entry {self._counter}",
-                hint="restore the newest copy, then `sequester-client audit verify`",
+                hint=_RESTORE,
             )
         return founded
 

@@ -32,7 +32,10 @@ def read_table(path: Path) -> pl.DataFrame:
             body = []
             for number, line in enumerate(reader, 2):
                 if len(line) != len(header):
-                    raise SiteError(f"{path.name} line {number}: {len(line)} columns, {len(header)} were expected")
+                    raise SiteError(
+                        f"{path.name} line {number}: {len(line)} columns, {len(header)} were expected",
+                        hint="quote cells that hold the separator, or export the table again",
+                    )
                 body.append(line)
         return pl.DataFrame(body, schema=dict.fromkeys(header, pl.String), orient="row")
     except OSError as error:
