@@ -54,6 +54,19 @@ class ComputeSection(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+class ScoringSection(_Section):
+    """Scores of single patients at this site, off by default (scoring/README.md). `signer` answers for the reports.
+
+    `reference`: prefix of public genotypes (PLINK) that scores are compared with; `reference_labels`: iid,superpopulation.
+    """
+
+    enabled: bool = False
+    signer: str = ""
+    reference: str | None = None
+    reference_labels: str | None = None
+    reference_build: Literal["NCBI36", "GRCh37", "GRCh38"] = "GRCh37"
+
+
 ONE_PASS = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf", ".bgen")  # files that are read once, by `data ingest`
 
 
@@ -91,6 +104,7 @@ class SiteConfig(_Section):
     compute: ComputeSection = ComputeSection()
     network: NetworkSection = NetworkSection()
     policy: Policy = Field(default_factory=Policy)
+    scoring: ScoringSection = ScoringSection()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 from sequester.client.compute.genome.build import ROWS, evidence
 from sequester.client.compute.genome.harmonise import Wanted, in_build
 from sequester.client.compute.genome.harmonise import of_study as wanted_of
-from sequester.client.compute.genome.panel import load
+from sequester.client.compute.genome.panel import Build, load
 from sequester.client.compute.genome.plink import PlinkFiles
 from sequester.client.config import ONE_PASS, Home, SiteConfig, genotype_files
 from sequester.client.ingest.durable import sha256_of
@@ -32,32 +32,41 @@ class Genotypes:
     files: PlinkFiles
     wanted: Wanted
     removed: frozenset[int] = frozenset()
+    palindromic: str = "drop"
+    panel: Path | None = None  # the store's own; None is the bundled one
 
 
 def of_study(home: Home, config: SiteConfig, study: Study) -> Genotypes:
     """The genotypes for a study's variants; refuses a build that does not fit and a store whose bytes changed."""
+    found = of_variants(home, config, wanted_of(study.variants), study.genome_build, "the study")
+    if found.palindromic == "frequency" and any(plan.mode == "private" for plan in study.analyses):
+        raise SiteError(
+            "the genotype store keeps A/T and C/G variants by their frequencies, and the study has a private analysis",
+            hint="that choice depends on patients: ingest with `--palindromic drop` or `strand`",
+        )
+    return found
+
+
+def of_variants(home: Home, config: SiteConfig, wanted: Wanted, build: Build, what: str) -> Genotypes:
+    """The genotypes for variants of a list in `build`; `what` lists them, in words."""
     named = config.data.genotypes
     if not named:
-        raise SiteError("the study uses variants and site.toml names no genotypes", hint="set `genotypes` under [data]")
-    wanted = wanted_of(study.variants)
+        raise SiteError(f"{what} uses variants and site.toml names no genotypes", hint="set `genotypes` under [data]")
     store = home.dataset(config.data.id) / "genotypes"
     if (store / "manifest.json").exists():
         manifest = _manifest(store, config)
-        if manifest["palindromic"] == "frequency" and any(plan.mode == "private" for plan in study.analyses):
-            raise SiteError(
-                "the genotype store keeps A/T and C/G variants by their frequencies, and the study has a private analysis",
-                hint="that choice depends on patients: ingest with `--palindromic drop` or `strand`",
-            )
         own = next(iter(sorted(store.glob("panel.tsv*"))), None)
         removed = json.loads((store / "removed.json").read_text("utf-8"))
         return Genotypes(
             PlinkFiles(str(store / "genotypes")),
-            in_build(wanted, study.genome_build, load(own), manifest["build"]),
+            in_build(wanted, build, load(own), manifest["build"]),
             frozenset(row for rows in removed.values() for row in rows),
+            manifest["palindromic"],
+            own,
         )
-    if config.data.build != study.genome_build:
+    if config.data.build != build:
         raise SiteError(
-            f"the study is in {study.genome_build}, site.toml declares {config.data.build}",
+            f"{what} is in {build}, site.toml declares {config.data.build}",
             hint="`sequester-client data ingest` first, if the panel carries both builds; or lift the files over and "
             "declare their new build; nothing is lifted silently",
         )
