@@ -99,7 +99,7 @@ class Database:
                 if parsed.drivername == "postgresql":
                     parsed = parsed.set(drivername="postgresql+psycopg")
                 engine = sa.create_engine(parsed)
-                self._connection = engine.connect().execution_options(postgresql_readonly=True, stream_results=True)
+                self._connection = engine.connect().execution_options(postgresql_readonly=True)
             inspector = sa.inspect(self._connection)
             # views too: a hospital is best served by a view of the columns this needs
             names = [*inspector.get_table_names(), *inspector.get_view_names()]
