@@ -21,7 +21,8 @@ demo: $(VENV)/.made   ## a whole study across real processes: four hospitals, on
 	$(BIN)/python deploy/demo/demo.py
 
 test: $(VENV)/.made lint types walls   ## what CI runs: everything but nightly, at most 20 minutes on two cores
-	$(BIN)/python -m pytest -m "not nightly"
+	$(BIN)/python -m pytest -q -n 2 -m "not nightly and not system"
+	$(BIN)/python -m pytest -m "system and not nightly"
 
 check: $(VENV)/.made lint types walls unit   ## lint, types, walls, unit tests: at most two minutes
 
@@ -36,7 +37,7 @@ walls: $(VENV)/.made
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.made
-	$(BIN)/python -m pytest -q -m "not nightly and not system" --ignore=tests/system
+	$(BIN)/python -m pytest -q -n 2 -m "not nightly and not system"
 
 nightly: $(VENV)/.made   ## mutation of every check, the full kill matrix, the large state search, long fuzzing
 	$(BIN)/python -m pytest -m nightly --timeout=7200
