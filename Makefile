@@ -37,7 +37,7 @@ walls: $(VENV)/.made
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.made
-	$(BIN)/python -m pytest -q -n 2 -m "not nightly and not system"
+	$(BIN)/python -m pytest -q -n 2 -m "not nightly and not system and not slow"
 
 nightly: $(VENV)/.made   ## mutation of every check, the full kill matrix, the large state search, long fuzzing
 	$(BIN)/python -m pytest -m nightly --timeout=7200

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mutate
 
 TESTS = Path(mutate.__file__).parent
@@ -41,6 +43,7 @@ def test_every_check_has_a_mutation_and_an_attack_named_after_it() -> None:
         assert mutant.source != (mutate.ROOT / mutant.file).read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_deleted_check_is_noticed_and_a_harmless_change_is_not() -> None:
     deleted = run(str(TESTS / "mutate.py"), "C13", "C18", "--json")
     assert deleted.returncode == 0, deleted.stdout + deleted.stderr

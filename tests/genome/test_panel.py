@@ -16,6 +16,7 @@ from sequester.client.compute.genome.plink import PlinkFiles
 from sequester.protocols.errors import SiteError
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_bundled_panel_is_what_its_builder_writes_from_the_public_tables(tmp_path: Path) -> None:
     out = tmp_path / "panel.tsv.gz"

@@ -82,6 +82,7 @@ def test_counts_missingness_and_hardy_weinberg_of_real_files_equal_plink2(tmp_pa
         assert {int(line["HOM_A1_CT"]), int(line["TWO_AX_CT"])} == cells and int(line["HET_A1_CT"]) == counts.one[j]
 
 
+@pytest.mark.slow
 @needs_data
 @needs_plink2
 def test_kinship_of_real_people_equals_plink2_king(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, list[StoredCo
     return study, cohorts, finished, [v["id"] for v in causal]
 
 
+@pytest.mark.slow
 def test_every_analysis_ends_and_its_result_is_plain_json(done: Any) -> None:
     study, cohorts, finished, _ = done
     assert list(finished) == [plan["name"] for plan in ANALYSES]
@@ -99,6 +100,7 @@ def test_every_analysis_ends_and_its_result_is_plain_json(done: Any) -> None:
     assert len(finished["passing"].result["passing"]) > 0.7 * len(study.variants)
 
 
+@pytest.mark.slow
 def test_the_scan_with_components_finds_the_causal_variants_and_little_else(done: Any) -> None:
     study, cohorts, finished, causal = done
     t = finished["scan"].result["table"]
@@ -121,6 +123,7 @@ def test_the_scan_with_components_finds_the_causal_variants_and_little_else(done
                  oracle.tvalues[-1], rtol=1e-6)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_lasso_ranks_held_out_people_and_every_measure_is_there(done: Any) -> None:
     _, _, finished, causal = done
     used = {

@@ -222,6 +222,7 @@ def test_the_saddlepoint_equals_a_pooled_root_finder_and_stays_near_the_exact_ta
         assert abs(np.log(normal / mid)) > 2 * abs(np.log(p / mid))
 
 
+@pytest.mark.slow
 def test_rare_variants_of_a_null_trait_are_not_inflated_with_the_saddlepoint() -> None:
     rng = np.random.default_rng(6)
     n, v = 4000, 400
@@ -238,6 +239,7 @@ def test_rare_variants_of_a_null_trait_are_not_inflated_with_the_saddlepoint() -
     assert (2 * norm.sf(np.abs(z)) < 1e-3).sum() > (p < 1e-3).sum()
 
 
+@pytest.mark.slow
 def test_components_of_an_earlier_analysis_take_structure_out_of_a_null_trait() -> None:
     rng = np.random.default_rng(7)
     n, v = 1500, 12_000  # the median of 12,000 tests has a standard error of 2 %
@@ -266,6 +268,7 @@ def test_a_scan_that_cannot_be_run_is_refused(plan: dict[str, Any], said: str) -
 MICE = Path(os.environ.get("SEQUESTER_DATA", str(Path(__file__).resolve().parents[3] / "shared/data"))) / "mouse_hs1940"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MICE.exists(), reason="SEQUESTER_DATA has no mouse_hs1940")
 def test_the_chromosome_17_signal_of_cd8_is_found_in_five_groups_of_families() -> None:
     files = PlinkFiles(str(MICE / "mouse_hs1940"))

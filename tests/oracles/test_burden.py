@@ -117,6 +117,7 @@ def test_the_cauchy_rule() -> None:
     assert cauchy([1.0, 1e-4]) > 1e-4
 
 
+@pytest.mark.slow
 def test_null_genes_are_rejected_at_their_level() -> None:
     # 400 null traits: at 5 % the estimate's sd is 1.1 %
     rng = np.random.default_rng(40)

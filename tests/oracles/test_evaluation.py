@@ -96,6 +96,7 @@ def covered(
     return printed / times, hit / max(printed, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_sd", [0.0, 3.0, 8.0])
 def test_wherever_an_interval_is_usually_printed_it_covers_and_elsewhere_it_seldom_misleads(noise_sd: float) -> None:
     # small groups, rare outcomes, large studies, strong scores. 600 simulations each: at a true coverage of 95 % the

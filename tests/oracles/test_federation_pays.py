@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import statsmodels.api as sm
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
@@ -66,6 +67,7 @@ def weighted(estimates: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
     return (w * b).sum(axis=0) / w.sum(axis=0), w.sum(axis=0) ** -0.5
 
 
+@pytest.mark.slow
 def test_regression_scan_power_and_auc_of_one_hospital_meta_analysis_federation_and_pooling() -> None:
     errors: dict[str, list[float]] = {name: [] for name in ("largest hospital", "meta-analysis", "federated", "pooled")}
     power = {name: [] for name in errors}  # type: dict[str, list[float]]

@@ -131,6 +131,7 @@ def test_covariates_are_not_penalised() -> None:
     )
 
 
+@pytest.mark.slow
 def test_wide_ridge_equals_the_dual_solve() -> None:
     g, x, _, height = people(1500, 4)
     raw = np.random.default_rng(4).standard_normal((ALL, 2))

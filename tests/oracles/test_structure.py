@@ -79,6 +79,7 @@ def test_components_equal_the_pooled_singular_vectors_where_the_gap_separates_th
     assert all(max(column, key=abs) > 0 for column in ours.T.tolist())  # signs are fixed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SOURCE.exists() or shutil.which("plink2") is None, reason="no hapmap3_1kg or no plink2")
 def test_real_people_of_five_regions_have_the_components_of_plink2(tmp_path: Path) -> None:
     files = PlinkFiles(str(REAL))

@@ -158,6 +158,7 @@ def test_the_exact_hazard_equals_a_pooled_logit_of_person_intervals() -> None:
     table.record(label, "statsmodels", "baseline hazard, relative", result["baseline_hazard"], theirs, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_private_hazard_ranks_as_cox_does() -> None:
     # spec/privacy.md, 3.6: 100 features, n = 10,000, 12 intervals: eps 3 costs .002-.004 of the C-index; 20 features here
     rng = np.random.default_rng(6)

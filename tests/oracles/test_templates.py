@@ -69,6 +69,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["as it is", "exact"])
 @pytest.mark.parametrize("name", sorted(templates()))
 def test_a_template_passes_check_and_every_analysis_of_it_ends_in_plain_json(name: str, form: str) -> None:

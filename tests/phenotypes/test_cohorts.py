@@ -169,6 +169,7 @@ def observed_in_fhir(given: Facts) -> pd.DataFrame:
     return every.groupby("id").day.agg(first="min", last="max").reset_index()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("definition", [DATED, FROM_SECOND_CODE, FROM_ENTRY], ids=["date", "second code", "entry"])
 @pytest.mark.parametrize("kind", ["csv", "parquet", "sqlite"])
 def test_a_cohort_from_omop_equals_plain_pandas(tmp_path: Path, definition: Definition, kind: str) -> None:

@@ -195,6 +195,7 @@ def plain_study(p: int, epsilon: str, plan: dict[str, Any], **changed: Any) -> S
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_one_noisy_score_vector_of_a_thousand_variants_is_within_004_of_ridge(seed: int) -> None:
     x, y = simulated(seed, 1000, 15_000)

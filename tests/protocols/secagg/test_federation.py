@@ -175,6 +175,7 @@ def test_sixteen_hospitals_fit_exactly_what_pooled_least_squares_fits(
     assert theirs == pytest.approx(8.37, abs=0.06)  # folds are drawn anew at each freeze
 
 
+@pytest.mark.slow
 @real
 def test_sixteen_hospitals_at_epsilon_3_lose_at_most_0_3_mg_a_week(
     hospitals: dict[str, StoredCohort], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -617,6 +617,7 @@ SHORT = settings(
 LONG = settings(SHORT, max_examples=3000, stateful_step_count=80, derandomize=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [BadNetwork, MaliciousExchange])
 def test_no_short_sequence_of_events_breaks_a_law(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(machine, settings=SHORT)  # type: ignore[no-untyped-call]
