@@ -236,6 +236,22 @@ def test_exact_cohorts_that_differ_by_few_patients_are_not_joined(folder: Path, 
         join(ledger, folder, name(4), exact=True, floor=10)  # what cannot be compared counts as too close
 
 
+def test_an_exact_study_less_one_hospital_is_not_joined_where_the_first_was_opened(
+    folder: Path, ledger: Ledger
+) -> None:
+    four = [bytes([i]) * 32 for i in range(4)]
+    for i in range(4):
+        _cohort(folder, name(i), range(100))
+    join(ledger, folder, name(0), exact=True, floor=10, roster=four)
+    join(ledger, folder, name(1), exact=True, floor=10, roster=four[:3])  # nothing of the first was opened
+    ledger.reserve(name(0), [], ["fit"])
+    ledger.spend(name(0), "fit", 0, 0)
+    with pytest.raises(PrivacyError, match="differ by one hospital") as refused:
+        join(ledger, folder, name(2), exact=True, floor=10, roster=four[1:])
+    assert refused.value.code is RefusalCode.ROSTER  # names of hospitals are public
+    join(ledger, folder, name(3), exact=True, floor=10, roster=four)  # the very same hospitals tell nothing new
+
+
 def test_the_highest_key_epoch_that_was_advertised_outlives_the_journal(folder: Path) -> None:
     first = Ledger(folder)
     assert first.epoch(name(1)) == -1

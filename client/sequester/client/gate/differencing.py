@@ -13,17 +13,27 @@ from pathlib import Path
 
 from sequester.client.gate.ledger import Ledger
 from sequester.protocols.accounting import Event, cost
-from sequester.protocols.errors import RefusalCode, SiteError
+from sequester.protocols.errors import PrivacyError, RefusalCode, SiteError
 from sequester.protocols.signing import sha256
 
 NAME_BYTES = 32  # one keyed name in `patients.bin`
 
 
-def join(ledger: Ledger, folder: Path, study: str, *, exact: bool, floor: int, events: Sequence[Event] = ()) -> None:
-    """Record the frozen patients of `study` in the ledger, or refuse, saying only NOT_READY: it depends on patients.
+def join(
+    ledger: Ledger,
+    folder: Path,
+    study: str,
+    *,
+    exact: bool,
+    floor: int,
+    roster: Sequence[bytes] = (),
+    events: Sequence[Event] = (),
+) -> None:
+    """Record the frozen patients of `study` in the ledger, or refuse, saying only NOT_READY where it depends on patients.
 
-    `folder` is the data set's; `floor` the cell floor; `events` what the study is about to reserve. An earlier list that
-    is gone counts as too close.
+    `folder` is the data set's; `floor` the cell floor; `roster` the hospitals' keys; `events` what the study is about to
+    reserve. An earlier list that is gone counts as too close. An exact study whose hospitals are those of an earlier one
+    but for a single hospital would open that hospital's own numbers, as a difference of two sums.
     """
     manifest = json.loads((folder / "cohorts" / study / "manifest.json").read_text("utf-8"))
     patients, bitmap = manifest["patients_hash"], manifest["bitmap_sha256"]
@@ -31,7 +41,16 @@ def join(ledger: Ledger, folder: Path, study: str, *, exact: bool, floor: int, e
         earlier = row.body
         if earlier["study"] == study and earlier["patients"] == patients:
             return
-        if not exact or not earlier["exact"] or earlier["patients"] == patients:
+        if not exact or not earlier["exact"]:
+            continue
+        alone = {key.hex() for key in roster} ^ set(earlier.get("roster", ()))
+        if len(alone) == 1 and earlier.get("roster") and ledger.charges_spent(earlier["study"]):
+            raise PrivacyError(
+                f"this exact study and {earlier['study'][:12]} differ by one hospital: two sums would open its numbers",
+                hint="ask for a private analysis, or for the same hospitals as before",
+                code=RefusalCode.ROSTER,
+            )
+        if earlier["patients"] == patients:
             continue
         if _difference(folder, (study, bitmap), (earlier["study"], earlier["bitmap"])) < floor:
             raise SiteError(
@@ -40,7 +59,8 @@ def join(ledger: Ledger, folder: Path, study: str, *, exact: bool, floor: int, e
                 code=RefusalCode.NOT_READY,
             )
     _require_budget(ledger, folder, manifest.get("also_in", {}), events)
-    ledger.append("cohort", {"study": study, "patients": patients, "bitmap": bitmap, "exact": exact})
+    keys = [key.hex() for key in roster]
+    ledger.append("cohort", {"study": study, "patients": patients, "bitmap": bitmap, "exact": exact, "roster": keys})
 
 
 def shared_with(folder: Path) -> dict[str, int]:

@@ -105,6 +105,7 @@ class Consortium:
             digest,
             exact=any(plan.mode == "exact" for plan in study.analyses),
             floor=self._config.policy.minimum_cell,
+            roster=study.roster,
             events=privacy.events(study),
         )
         self.sessions[digest] = session

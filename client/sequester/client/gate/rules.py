@@ -94,6 +94,15 @@ class StudyRules:
 
     def reserve(self, params: SessionParams) -> tuple[str, int, bytes]:
         """Reserves T + R charges of every analysis, durably, before a key is advertised; `PrivacyError` refuses."""
+        for row in self._ledger.rows("rolled-back"):
+            head = self._ledger.head_at(row.body["counter"])
+            if head is None or head.hex() != row.body["head"]:
+                raise PrivacyError(
+                    f"peers hold this data set's signature on ledger entry {row.body['counter']}, which is not here: the "
+                    "ledger was restored or cut",
+                    hint="put back the newest ledger.db: what it had spent is spent",
+                    code=RefusalCode.BUDGET,
+                )
         exact = [plan.name for plan in self._study.analyses if plan.mode == "exact"]
         self._ledger.reserve(self._digest, privacy.events(self._study), exact)
         counter, head = self._ledger.head()

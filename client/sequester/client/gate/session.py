@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -263,6 +264,9 @@ class Session:
                 case Evidence(what=what, record=record):
                     log.error("study %s: %s; the proof is in the ledger", self.digest[:12], what)
                     self._ledger.append("note", {"study": self.digest, "evidence": what, "record": record.hex()})
+                    proof = json.loads(record)
+                    if "counter" in proof:  # stands until the ledger that was signed is back: `StudyRules.reserve`
+                        self._ledger.append("rolled-back", {"counter": proof["counter"], "head": proof["head"]})
                 case Send(message=message):
                     await self._send(message)
 

@@ -150,7 +150,8 @@ class Evaluation:
                 predicted = np.full(len(actual), float(plan.fixed))
             e = np.minimum(np.abs(predicted - actual), bound) / bound
             within = (np.abs(predicted - actual) <= 0.2 * actual).astype(np.float64)
-            over = (predicted > 1.2 * actual).astype(np.float64)  # never within as well: the bound of 2 holds
+            # never within as well, whatever the last bits say: the bound of 2 holds
+            over = ((predicted > actual) & (within == 0)).astype(np.float64)
             rows = [np.ones(len(e)), e, e * e, within, over]
             if plan.mode == "exact":
                 a, p = actual / bound, np.clip(predicted / bound, -10.0, 10.0)
