@@ -31,6 +31,7 @@ Kind = Literal["additive", "dominant", "recessive"]
 LARGEST = 1 << 30
 _FLAGS = (("is_haplotype", "haplotype"), ("is_diplotype", "diplotype"), ("is_interaction", "interaction"))
 _ALIASES = {"hg18": "NCBI36", "hg19": "GRCh37", "hg38": "GRCh38", "b37": "GRCh37"}
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SEQUENCE = re.compile(r"[ACGT]+")
 
 
@@ -88,7 +89,11 @@ def read(path: Path, site_build: Build, declared: Build | None = None) -> Scorin
         if found:
             header[name.strip()] = value.strip()
         start += 1
-    reader = csv.DictReader(io.StringIO("\n".join(lines[start:])), delimiter="\t")
+    try:
+        reader = csv.DictReader(io.StringIO("\n".join(lines[start:])), delimiter="\t")
+        table = list(reader)
+    except csv.Error:
+        raise SiteError(f"{path.name} is not a table", hint="a PGS Catalog scoring file, tabs between") from None
     columns = set(reader.fieldnames or ())
     if not {"effect_allele", "effect_weight"} <= columns:
         raise SiteError(
@@ -101,7 +106,7 @@ def read(path: Path, site_build: Build, declared: Build | None = None) -> Scorin
     aside: list[SetAside] = []
     seen: set[tuple[int, int, str, str]] = set()
     ids: Counter[str] = Counter()
-    for number, line in enumerate(reader, start + 2):
+    for number, line in enumerate(table, start + 2):
         cells = {
             name: (value or "").strip()
             for name, value in line.items()
@@ -152,18 +157,15 @@ def _row(file: str, number: int, cells: Mapping[str, str], places: tuple[str, st
     effect, other = cells["effect_allele"].upper(), cells.get("other_allele", "").upper()
     if not effect:
         return SetAside(number, name, "no_allele")
-    try:
-        weight = float(cells["effect_weight"])
-    except ValueError:
-        if cells["effect_weight"]:
-            raise SiteError(f"{file} line {number}: the effect weight is not a number") from None
+    if not cells["effect_weight"]:
         return SetAside(number, name, "no_weight")
-    if not math.isfinite(weight):
-        raise SiteError(f"{file} line {number}: the effect weight is not finite")
+    # ASCII digits and a point: Python's float would also take 1_000 and inf
+    if not _NUMBER.fullmatch(cells["effect_weight"]) or not math.isfinite(weight := float(cells["effect_weight"])):
+        raise SiteError(f"{file} line {number}: the effect weight is not a number")
     chromosome, position = (cells.get(place, "") for place in places)
     if not chromosome or not position:
         return SetAside(number, name, "no_position")
-    if not position.isdigit() or not 0 < int(position) < 2**31:
+    if not re.fullmatch(r"[0-9]{1,10}", position) or not 0 < int(position) < 2**31:
         raise SiteError(f"{file} line {number}: the position is not a number of 1 or more")
     if not _SEQUENCE.fullmatch(effect) or (other and not _SEQUENCE.fullmatch(other)) or effect == other:
         return SetAside(number, name, "unreadable_alleles")
@@ -187,13 +189,9 @@ def _frequency(file: str, number: int, cells: Mapping[str, str]) -> float | None
     text = cells.get("allelefrequency_effect", "")
     if not text or text in ("NA", "NR"):
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise SiteError(f"{file} line {number}: the allele frequency is not a number") from None
-    if not 0 <= value <= 1:
-        raise SiteError(f"{file} line {number}: an allele frequency of {value:g}")
-    return value
+    if not _NUMBER.fullmatch(text) or not 0 <= float(text) <= 1:
+        raise SiteError(f"{file} line {number}: the allele frequency is not a number from 0 to 1")
+    return float(text)
 
 
 def _build(

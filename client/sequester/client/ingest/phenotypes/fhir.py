@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,10 +46,14 @@ _DATES = {
     "MedicationRequest": ("authoredOn",),
     "MedicationStatement": ("effectiveDateTime", "effectivePeriod", "dateAsserted"),
 }
+MOST_SYSTEMS = 50
+_KIND = re.compile(r"[A-Za-z]{1,40}")
+_SYSTEM = re.compile(r"none|[a-z][a-z0-9+.-]*:[!-~]{1,160}")  # a URI; whatever else stands there is not repeated
 _DOMAIN: dict[str, Domain] = {
     "Condition": "condition", "Observation": "measurement", "MedicationRequest": "drug", "MedicationStatement": "drug",
 }  # fmt: skip
 Resource = dict[str, Any]
+_MALFORMED = (TypeError, AttributeError, ValueError, OverflowError, KeyError)  # a field of another kind than R4 says
 
 
 class Fhir:
@@ -76,7 +82,7 @@ class Fhir:
             kind = str(resource.get("resourceType", ""))
             if kind not in _DATES:
                 if kind not in ("Patient", "Medication"):
-                    records.left_out[f"resource of another kind: {kind[:40]}"] += 1
+                    records.left_out[f"resource of another kind: {kind if _KIND.fullmatch(kind) else 'unnamed'}"] += 1
                 continue
             identity = (kind, str(resource.get("id") or url))
             if identity[1]:
@@ -86,7 +92,7 @@ class Fhir:
                 seen.add(identity)
             try:
                 self._record(kind, resource, records, name_of, medications, lookup)
-            except (TypeError, AttributeError, ValueError):
+            except _MALFORMED:
                 raise SiteError(f"{place}: this {kind} is not as FHIR R4 has it", hint="validate the export") from None
         for person in records.people.values():
             if person.periods:
@@ -110,7 +116,7 @@ class Fhir:
                 name = self._name(resource)
                 person = Person(_sex(resource), birth_of(str(resource.get("birthDate") or "")))
                 person.death = day_of(resource.get("deceasedDateTime"))
-            except (TypeError, AttributeError, ValueError):
+            except _MALFORMED:
                 raise SiteError(f"{place}: this Patient is not as FHIR R4 has it", hint="validate the export") from None
             if not name:
                 records.left_out["Patient without the identifier asked for"] += 1
@@ -170,7 +176,8 @@ class Fhir:
                 system = str(coding.get("system") or "none")
                 vocabulary = SYSTEMS.get(system)
                 if vocabulary is None:
-                    records.unmapped[system] += 1
+                    known = system in records.unmapped or len(records.unmapped) < MOST_SYSTEMS
+                    records.unmapped[system if known and _SYSTEM.fullmatch(system) else "other systems"] += 1
                 elif coding.get("code"):
                     found |= lookup.sets(_DOMAIN[kind], vocabulary, str(coding["code"]))
             for of in found:
@@ -223,7 +230,10 @@ def _bundle(place: str, value: Any) -> Iterator[tuple[str, str, Resource]]:
     if value["resourceType"] != "Bundle":
         yield place, "", value
         return
-    for number, entry in enumerate(value.get("entry") or (), 1):
+    entries = value.get("entry") or []
+    if not isinstance(entries, list):
+        raise SiteError(f"{place} is not a Bundle as FHIR R4 has it", hint="validate the export")
+    for number, entry in enumerate(entries, 1):
         resource = entry.get("resource") if isinstance(entry, dict) else None
         if isinstance(resource, dict):
             yield f"{place} entry {number}", str(entry.get("fullUrl") or ""), resource
@@ -292,4 +302,7 @@ def _quantity(quantity: Any, records: Records) -> tuple[float | None, str]:
     if quantity.get("comparator"):
         records.left_out["measurement with a sign such as <"] += 1
         return None, ""
-    return float(quantity["value"]), str(quantity.get("code") or quantity.get("unit") or "")
+    value = float(quantity["value"])
+    if not math.isfinite(value):
+        raise ValueError("not a number")
+    return value, str(quantity.get("code") or quantity.get("unit") or "")

@@ -8,6 +8,7 @@ Source: https://ohdsi.github.io/CommonDataModel/cdm54.html
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -181,6 +182,8 @@ class Omop:
             return Event(day)
         try:
             value = float(text)
+            if not math.isfinite(value):
+                raise ValueError("not a number")
         except ValueError:
             raise SiteError(f"{self._tables.place(table.name, number)}: value_as_number is not a number") from None
         unit = units.get(row.get("unit_concept_id", ""), row.get("unit_source_value", ""))

@@ -22,7 +22,10 @@ _PHECODE = ("phecode",)
 _EXCLUSION = ("exclude_range", "excl. phecodes", "phecode_exclude_range")
 _OF_COLUMN = {"icd10": "ICD10", "icd9": "ICD9CM", "icd10cm": "ICD10CM", "icd9cm": "ICD9CM"}
 _OF_FLAG = {"9": "ICD9CM", "10": "ICD10CM"}
-_SHAPE = re.compile(r"([A-Z]{2}_)?\d{1,4}(\.\d{1,4})?")
+_SHAPE = re.compile(r"([A-Z]{2}_)?[0-9]{1,4}(\.[0-9]{1,4})?")
+_ICD = re.compile(r"[!-~]{1,64}")
+_PART = r"[0-9]{1,4}(\.[0-9]{1,4})?(\s*-\s*[0-9]{1,4}(\.[0-9]{1,4})?)?"
+_RANGE = re.compile(rf"{_PART}([,;]\s*{_PART})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,10 @@ def load(path: Path) -> PhecodeMap:
     except (OSError, UnicodeDecodeError):
         raise SiteError(f"{path} cannot be read as a phecode map", hint="CSV or TSV, UTF-8") from None
     reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix in (".tsv", ".txt") else ",")
+    try:
+        lines = list(reader)
+    except csv.Error:
+        raise SiteError(f"{path.name} is not a table", hint="CSV or TSV, UTF-8") from None
     names = {name.strip().lower(): name for name in reader.fieldnames or ()}
     code_of = _one(path, names, _CODE, "of ICD codes")
     phecode_of = _one(path, names, _PHECODE, "of phecodes")
@@ -81,16 +88,19 @@ def load(path: Path) -> PhecodeMap:
     if vocabulary_of is None and default is None:
         raise SiteError(f"{path.name} does not say which ICD its codes are of", hint="a column `vocabulary_id`")
     rows, ranges = [], {}
-    for number, line in enumerate(reader, 2):
+    for number, line in enumerate(lines, 2):
         code, phecode = (line[code_of] or "").strip(), (line[phecode_of] or "").strip()
         if not phecode:  # codes that the authors left without one
             continue
-        if not _SHAPE.fullmatch(phecode) or not code:
+        if not _SHAPE.fullmatch(phecode) or not _ICD.fullmatch(code):
             raise SiteError(f"{path.name} line {number}: an ICD code and a phecode were expected")
         vocabulary = (line[vocabulary_of] or "").strip() if vocabulary_of else default or ""
-        rows.append((_OF_FLAG.get(vocabulary, vocabulary), code, phecode))
+        vocabulary = _OF_FLAG.get(vocabulary, vocabulary)
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", vocabulary):
+            raise SiteError(f"{path.name} line {number}: the name of a vocabulary was expected, such as ICD10CM")
+        rows.append((vocabulary, code, phecode))
         around = (line[range_of] or "").strip() if range_of else ""
-        if around and not re.fullmatch(r"[0-9.]+(\s*-\s*[0-9.]+)?([,;]\s*[0-9.]+(\s*-\s*[0-9.]+)?)*", around):
+        if around and not _RANGE.fullmatch(around):
             raise SiteError(f"{path.name} line {number}: an exclusion range is `249-250.99`")
         if around:
             ranges[phecode] = around
