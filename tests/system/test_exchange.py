@@ -325,3 +325,74 @@ def test_another_bundle_or_another_study_under_an_old_approval_is_refused(alps: 
             assert gate.sessions == {}
 
     loopback.run(main)
+
+
+def test_a_hospital_that_comes_back_while_a_study_ends_hears_of_the_end(
+    alps: Loopback, simulated: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated))
+            await closed(alps, digest, 3)
+            await alps.hospitals["metro"].close()
+            monkeypatch.setattr(exchange, "_all_receipts", lambda *_: None)  # a receipt is long on its way
+            ending = asyncio.create_task(exchange.control(digest, "withdraw"))
+            await asyncio.sleep(0.2)
+            gate = alps.hospitals["metro"].open()
+            await gate.resume()
+            await alps.until(lambda: gate.outcome(digest) == "withdrawn", 30)
+            await ending
+            assert set(exchange.store.receipts(digest)) == set(alps.hospitals)
+
+    loopback.run(main)
+
+
+def errors_of(caplog: pytest.LogCaptureFixture, logger: str) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == logger and r.levelname == "ERROR"]
+
+
+def test_a_full_disk_at_the_exchange_is_one_error_and_the_study_goes_on_when_there_is_room(
+    alps: Loopback, simulated: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated))
+            await closed(alps, digest, 3)
+            exchange.store.db.execute("PRAGMA max_page_count = 1")  # SQLite's own word for: no page more than there are
+            await alps.until(lambda: bool(errors_of(caplog, "sequester.exchange")))
+            at = len(exchange.store.facts(digest))
+            await asyncio.sleep(3.0)
+            assert len(exchange.store.facts(digest)) == at < 40
+            (said,) = errors_of(caplog, "sequester.exchange")
+            assert "store.db cannot be written: database or disk is full; free disk space" in said
+            exchange.store.db.execute("PRAGMA max_page_count = 1073741823")
+            await alps.until(lambda: exchange.status(digest)["state"] == "done", 120)
+            assert steps(alps, digest) == list(range(40))
+
+    loopback.run(main)
+
+
+def test_a_full_disk_at_a_hospital_is_one_error_and_nothing_leaves_without_its_record(
+    alps: Loopback, simulated: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated, aggregation={"mode": "strict", "round_deadline_s": 5}))
+            await closed(alps, digest, 3)
+            ledger, gate = alps.hospitals["lake"].ledger, alps.hospitals["lake"].gate
+            assert ledger is not None and gate is not None
+            ledger._db.execute("PRAGMA max_page_count = 1")
+            await alps.until(lambda: bool(errors_of(caplog, "sequester.gate")))
+            at, counter = len(exchange.store.facts(digest)), ledger.head()[0]
+            await asyncio.sleep(7.0)
+            assert len(exchange.store.facts(digest)) <= at + 1 and ledger.head()[0] <= counter + 1
+            (said,) = errors_of(caplog, "sequester.gate")
+            assert "the ledger cannot be written: database or disk is full; free disk space" in said
+            ledger._db.execute("PRAGMA max_page_count = 1073741823")
+            status = await alps.ended(digest)
+            assert status["state"] == "done", status
+            assert steps(alps, digest) == list(range(40))
+            await alps.until(lambda: gate.outcome(digest) == "done")
+            assert ledger.balance().reserved == 0
+
+    loopback.run(main)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sequester.protocols.errors import SequesterError
+from sequester.protocols.errors import SequesterError, StudyError
 from sequester.server.config import Home
 from sequester.server.exchange import Exchange
 from sequester.server.ports import Ports, bind_address
@@ -129,7 +129,9 @@ class Dispatcher:
     async def _look(self) -> None:
         now = time.monotonic()
         if not self._superlink.is_alive and now - self._superlink.started >= AGAIN_S:
-            await self._start_superlink()
+            self._start_superlink()
+        if self._control is None:
+            await self._reach_superlink()
         if self._control is None:
             return
         if not self._superexec.is_alive and now - self._superexec.started >= AGAIN_S:
@@ -137,9 +139,14 @@ class Dispatcher:
         for digest in self._exchange.running():
             await self._call(digest)
 
-    async def _start_superlink(self) -> None:
-        folder, place = self._home.exchange, self._home.exchange / "run" / "superlink.json"
-        place.unlink(missing_ok=True)
+    @property
+    def _place(self) -> Path:
+        """Where the SuperLink says on which ports it listens, once it does."""
+        return self._home.exchange / "run" / "superlink.json"
+
+    def _start_superlink(self) -> None:
+        folder = self._home.exchange
+        self._place.unlink(missing_ok=True)
         self._control = None
         command = [
             sys.executable, "-m", "sequester.server.flower.superlink", "--folder", str(folder),
@@ -147,19 +154,25 @@ class Dispatcher:
             "--private-port", str(self._ports["control_port"]),
         ]  # fmt: skip
         self._superlink.start(command, self._env("superlink"), folder / "log" / "superlink.log")
+
+    async def _reach_superlink(self) -> None:
+        """Tell a SuperLink that listens of every hospital; where it answers too late, the next look tries again."""
         until = time.monotonic() + _START_S
-        while not place.exists():
+        while not self._place.exists():
             if not self._superlink.is_alive or time.monotonic() > until:
                 log.error("the SuperLink did not start; see log/superlink.log")
                 return
             await asyncio.sleep(0.1)
         from sequester.server.flower.control import Control
 
-        chosen = json.loads(place.read_text("utf-8"))
+        chosen = json.loads(self._place.read_text("utf-8"))
         self._ports.choose(superlink_port=chosen["public_port"], control_port=chosen["private_port"])
         control = Control(chosen["private_port"])
         for body in self._exchange.members():
-            await asyncio.to_thread(control.register, body["supernode_key"].encode(), body["site"])
+            try:
+                await asyncio.to_thread(control.register, body["supernode_key"].encode(), body["site"])
+            except StudyError as error:  # one hospital's key is no reason to leave the others out
+                log.warning("flower: %s; %s", error.message, error.hint)
         self._control = control
         self.ready.set()
         log.info("SuperLink listens on port %s", chosen["public_port"])

@@ -27,10 +27,11 @@ from sequester.protocols.study import Study, parse_study
 from sequester.protocols.wire import MAX_FRAME_BYTES, Limits, Reader, check_hello, frames, hello
 from sequester.server import decisions, enrolment
 from sequester.server.rounds import SessionLost, StudyRun, results_bytes
-from sequester.server.store import Store
+from sequester.server.store import Store, StoreFault
 
 log = logging.getLogger("sequester.exchange")
 
+DISK_S = 2.0  # how often a full disk is tried again
 RECEIPTS_S = 10.0  # how long the end of a study waits for receipts of hospitals whose streams stand
 QUEUED = 4096  # messages that wait for one hospital; an honest one has a few
 _HELLO_S = 30.0
@@ -83,6 +84,7 @@ class Exchange:
         self._consortium = consortium
         self._coordinator = coordinator
         self._running: dict[str, Running] = {}
+        self._paused: dict[str, asyncio.Task[None]] = {}
         self._studies: dict[str, Study] = {}
 
     # ---- documents ----------------------------------------------------------------------------------------------
@@ -175,10 +177,13 @@ class Exchange:
     def resume_all(self) -> None:
         """Take up every study that was running when the exchange ended."""
         for digest in self.store.digests():
-            if self.store.state(digest) in (StudyState.RUNNING, StudyState.HELD):
-                self._begin(digest)
-                if self.store.state(digest) is StudyState.HELD:
-                    self._running[digest].run.released.clear()
+            self._resume(digest)
+
+    def _resume(self, digest: str) -> None:
+        if self.store.state(digest) in (StudyState.RUNNING, StudyState.HELD):
+            self._begin(digest)
+            if self.store.state(digest) is StudyState.HELD:
+                self._running[digest].run.released.clear()
 
     def _begin(self, digest: str) -> None:
         study = self.study(digest)
@@ -194,6 +199,29 @@ class Exchange:
         self.changed.set()
 
     async def _run(self, digest: str, running: Running) -> None:
+        try:
+            await self._to_its_end(digest, running)
+        except StoreFault as error:
+            await self._pause(digest, running, error)
+
+    async def _pause(self, digest: str, running: Running, error: StoreFault) -> None:
+        """The machine in memory is ahead of the disk: forget it, wait for room, take up what is written."""
+        log.error("study %s stands still: %s; %s", digest[:12], error.message, error.hint)
+        task = asyncio.current_task()
+        assert task is not None
+        self._paused[digest] = task
+        if self._running.get(digest) is running:
+            del self._running[digest]
+        running.run.stop()
+        for stream in running.streams.values():
+            stream.closed.set()
+        while not self.store.is_writable():
+            await asyncio.sleep(DISK_S)
+        del self._paused[digest]
+        log.info("study %s: the store can be written again", digest[:12])
+        self._resume(digest)
+
+    async def _to_its_end(self, digest: str, running: Running) -> None:
         left = (running.run.study.expires_at - datetime.now(UTC)).total_seconds()
         try:
             async with asyncio.timeout(max(left, 0.0)):
@@ -207,6 +235,8 @@ class Exchange:
                 await self._suspend(digest, error.message)
         except RoundAbandoned as error:
             await self._end(digest, "abandon", error.message + (f"; {error.hint}" if error.hint else ""))
+        except StoreFault:
+            raise
         except SequesterError as error:
             await self._end(digest, "abandon", error.message)
         else:
@@ -282,7 +312,7 @@ class Exchange:
 
     async def close(self) -> None:
         """End every run here; the store keeps what is needed to go on."""
-        tasks = [r.task for r in self._running.values() if r.task is not None]
+        tasks = [r.task for r in self._running.values() if r.task is not None] + list(self._paused.values())
         for running in self._running.values():
             running.run.stop()
             for stream in running.streams.values():
@@ -335,15 +365,13 @@ class Exchange:
         greeting = check_hello(Reader(Limits(0, 32)).take(first))
         digest = greeting.study_digest.hex()
         study = self.addressed(site, digest)
-        state = self.store.state(digest)
-        running = self._running.get(digest)
-        if running is None and state not in FINAL:
-            raise StudyError(f"study {digest[:12]} does not run now: it is {state}", hint="the gate tries again")
+        self._require_running(digest)
         await write(hello(greeting.study_digest))
+        running = self._require_running(digest)  # it may have ended meanwhile
         stream = Stream(write)
-        if running is None:
-            stream.say(self._farewell(digest, state))
-        else:
+        if running is None or running.is_over:
+            stream.say(self._farewell(digest, self.store.state(digest)))
+        if running is not None:
             older = running.streams.get(site)
             running.streams[site] = stream
             if older is not None:
@@ -361,6 +389,13 @@ class Exchange:
             if running is not None and running.streams.get(site) is stream:
                 del running.streams[site]
                 self._all_receipts(digest, running)
+
+    def _require_running(self, digest: str) -> Running | None:
+        """The study as it runs, None where it has ended; refused where it does neither."""
+        running, state = self._running.get(digest), self.store.state(digest)
+        if running is None and state not in FINAL:
+            raise StudyError(f"study {digest[:12]} does not run now: it is {state}", hint="the gate tries again")
+        return running
 
     async def _listen(self, site: str, study: Study, digest: str, running: Running | None, read: Read) -> None:
         index = study.site_ids.index(site)

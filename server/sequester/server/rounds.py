@@ -14,7 +14,8 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -42,7 +43,7 @@ from sequester.protocols.secagg.messages import (
     UnmaskShares,
 )
 from sequester.protocols.study import Study
-from sequester.server.store import Store
+from sequester.server.store import Store, StoreFault
 
 log = logging.getLogger("sequester.exchange")
 
@@ -68,7 +69,9 @@ class StudyRun:
         self._store = store
         self._say = say
         self._params = privacy.session_params(study, epoch)
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        self._fault: StoreFault | None = None
+        self._faulted = asyncio.Event()
         self._ready = asyncio.Event()
         self._ended: asyncio.Future[Outcome | Abandoned] | None = None
         self._session_over: Abandoned | None = None
@@ -88,7 +91,7 @@ class StudyRun:
 
     async def handle(self, index: int, message: Message) -> None:
         """One message of site `index`; `PeerError` where it breaks the protocol."""
-        async with self._turn:
+        async with self._turn():
             if isinstance(message, MaskedInput | UnmaskShares) and self._is_long:
                 effects = await asyncio.to_thread(self._machine.handle, index, message)
             else:
@@ -99,8 +102,21 @@ class StudyRun:
 
     async def stands(self, index: int, resume: Resume | None) -> None:
         """A site's stream stands (again)."""
-        async with self._turn:
+        async with self._turn():
             await self._perform(self._machine.returned(index, resume))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One at a time with the machine; none after the store failed, for the machine is ahead of it then."""
+        async with self._lock:
+            if self._fault is not None:
+                raise self._fault
+            try:
+                yield
+            except StoreFault as error:
+                self._fault = error
+                self._faulted.set()
+                raise
 
     @property
     def withdrawn(self) -> tuple[str, ...]:
@@ -115,9 +131,25 @@ class StudyRun:
     # ---- the study ----------------------------------------------------------------------------------------------
 
     async def run(self) -> dict[str, Any]:
-        """The study's results; `RoundAbandoned` where it cannot go on, with the one reason."""
+        """The study's results; `RoundAbandoned` where it cannot go on, with the one reason.
+
+        `StoreFault` where a record could not be written, by whomever: a new run takes up what was.
+        """
+        work = asyncio.create_task(self._work())
+        fault = asyncio.create_task(self._faulted.wait())
+        try:
+            await asyncio.wait({work, fault}, return_when=asyncio.FIRST_COMPLETED)
+            if self._fault is not None:
+                raise self._fault
+            return await work
+        finally:
+            for task in (work, fault):
+                task.cancel()
+            await asyncio.gather(work, fault, return_exceptions=True)
+
+    async def _work(self) -> dict[str, Any]:
         began = time.monotonic()
-        async with self._turn:
+        async with self._turn():
             await self._perform(self._machine.again() if self._restored else self._machine.start())
         if self._machine.state in ("READY", "COLLECTING"):
             self._ready.set()
@@ -183,7 +215,7 @@ class StudyRun:
             active = tuple(i for i in range(len(self.study.sites)) if i not in self._machine.withdrawn)
             began = time.monotonic()
             words = privacy.codec(self.study).words(layout.length)
-            async with self._turn:
+            async with self._turn():
                 if resumed is None or attempt > first:
                     self._ended = asyncio.get_running_loop().create_future()
                     task = privacy.task_for(self.study, plan, step, attempt, broadcast)
@@ -266,8 +298,9 @@ class StudyRun:
             self._timer.cancel()
 
         async def expired() -> None:
-            async with self._turn:
-                await self._perform(self._machine.deadline(token))
+            with suppress(StoreFault):  # `run` says it
+                async with self._turn():
+                    await self._perform(self._machine.deadline(token))
 
         def fire() -> None:
             self._deadline_task = asyncio.get_running_loop().create_task(expired())

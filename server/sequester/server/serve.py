@@ -15,7 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  # missing in the stubs
 
-from sequester.protocols.errors import StudyError
+from sequester.protocols.errors import SequesterError, StudyError
 from sequester.server import services, tls
 from sequester.server.config import Home
 from sequester.server.dispatcher import Dispatcher
@@ -136,5 +136,8 @@ async def _dispatch_socket(home: Home, exchange: Exchange) -> grpc.aio.Server:
 
 async def _expire(exchange: Exchange) -> None:
     while True:
-        await exchange.expire()
+        try:
+            await exchange.expire()
+        except SequesterError as error:
+            log.warning("%s", error.message)
         await asyncio.sleep(EXPIRY_S)

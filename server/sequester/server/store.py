@@ -10,11 +10,11 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sequester.protocols.errors import StudyError
+from sequester.protocols.errors import SequesterError, StudyError
 from sequester.protocols.states import StudyState, advance
 
 WITNESSED = 8  # advertisements kept of one hospital and session: one begins it, one or two close it
@@ -42,12 +42,54 @@ CREATE TABLE IF NOT EXISTS receipts (digest TEXT, site TEXT, document BLOB NOT N
 CREATE TABLE IF NOT EXISTS advertisements (
     key BLOB, data_set TEXT, counter INTEGER, row TEXT NOT NULL, PRIMARY KEY (key, data_set, counter)
 );
+CREATE TABLE IF NOT EXISTS room (id INTEGER PRIMARY KEY, filler BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS invitations (site TEXT PRIMARY KEY, secret_sha256 BLOB NOT NULL, expires INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS enrolments (
     site TEXT PRIMARY KEY, state TEXT NOT NULL, secret_sha256 BLOB NOT NULL, request BLOB NOT NULL, certificate BLOB NOT NULL,
     member BLOB NOT NULL, skew_ms INTEGER NOT NULL
 );
 """
+
+
+class StoreFault(SequesterError):
+    """The disk took no more, or gave back nothing: what is in memory may be ahead of what is written."""
+
+    exit_status = 50
+
+
+class Database:
+    """A connection whose faults are `StoreFault`s and leave no transaction open."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise self._fault(error) from None
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """One statement."""
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise self._fault(error) from None
+
+    def close(self) -> None:
+        """Close it."""
+        self._connection.close()
+
+    def _fault(self, error: sqlite3.Error) -> StoreFault:
+        return StoreFault(
+            f"{self._path} cannot be written: {error}",
+            hint="free disk space; nothing was sent without its record, and what runs goes on by itself",
+        )
 
 
 class Store:
@@ -61,10 +103,16 @@ class Store:
         except OSError:
             os.close(self._lock)
             raise StudyError(f"another exchange runs on {folder}", hint="stop it first; nothing was changed") from None
-        self.db = sqlite3.connect(folder / "store.db", isolation_level=None, check_same_thread=False)
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA synchronous=FULL")
-        self.db.executescript(_SCHEMA)
+        self.db = Database(folder / "store.db")
+
+    def is_writable(self) -> bool:
+        """Whether the disk takes a write of some size now."""
+        try:
+            self.db.execute("INSERT OR REPLACE INTO room VALUES (1, zeroblob(262144))")
+            self.db.execute("INSERT OR REPLACE INTO room VALUES (1, x'')")
+        except StoreFault:
+            return False
+        return True
 
     def close(self) -> None:
         """Close and release the lock."""

@@ -21,9 +21,9 @@ from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import StudyRules, Witnesses
-from sequester.client.gate.session import Progress, Session
+from sequester.client.gate.session import DISK_S, Progress, Session
 from sequester.protocols import privacy
-from sequester.protocols.errors import RefusalCode, SequesterError, StudyError
+from sequester.protocols.errors import RefusalCode, SequesterError, SiteError, StudyError
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.signing import canonical, sign_document
 from sequester.protocols.study import Study, study_json
@@ -135,17 +135,29 @@ class Consortium:
     async def _run(self, digest: str, session: Session) -> str:
         try:
             final = await session.run()
-            path = self.folder / "outcomes" / digest
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            unfinished = path.with_suffix(".new")
-            unfinished.write_text(final, "ascii")
-            unfinished.replace(path)
+            await self._write_outcome(digest, final)
             # the session's keys end with it: with them and this site's identity its past contributions could be opened
             shutil.rmtree(self.folder / "journal" / digest, ignore_errors=True)
             log.info("study %s ended here: %s", digest[:12], final)
             return final
         finally:
             del self.sessions[digest]
+
+    async def _write_outcome(self, digest: str, final: str) -> None:
+        path = self.folder / "outcomes" / digest
+        unfinished = path.with_suffix(".new")
+        said = False
+        while True:
+            try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                unfinished.write_text(final, "ascii")
+                unfinished.replace(path)
+                return
+            except OSError as error:
+                if not said:
+                    log.error("study %s: its end cannot be written: %s; free disk space", digest[:12], error.strerror)
+                said = True
+                await asyncio.sleep(DISK_S)
 
     def _session(self, study: Study, digest: str) -> Session:
         cohort = self._home.dataset(self._ledger.data_set) / "cohorts" / digest
@@ -164,8 +176,14 @@ class Consortium:
         def receipt(progress: Progress, state: str) -> bytes:
             data = self._receipt(study, digest, session, progress, state)
             path = self.folder / "receipts" / f"{digest}.json"
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            path.write_bytes(data)
+            try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                path.write_bytes(data)
+            except OSError as error:
+                raise SiteError(
+                    f"the receipt of study {digest[:12]} cannot be written: {error.strerror}",
+                    hint="free disk space; it is written and sent then",
+                ) from None
             return data
 
         session = Session(

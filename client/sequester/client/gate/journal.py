@@ -49,10 +49,14 @@ class Journal:
                 hint="one gate serves a study; stop the other one (`sequester-client run` shows its process id)",
             ) from None
         self._db = sqlite3.connect(folder / "journal.db", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY, sealed BLOB NOT NULL)")
-        (self._count,) = self._db.execute("SELECT COUNT(*) FROM records").fetchone()
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY, sealed BLOB NOT NULL)")
+            (self._count,) = self._db.execute("SELECT COUNT(*) FROM records").fetchone()
+        except sqlite3.Error as error:
+            self.close()
+            raise self._fault(error) from None
 
     def records(self) -> list[bytes]:
         """Every record, oldest first; one that does not open is a `SiteError`: the disk or the identity changed."""
@@ -74,11 +78,14 @@ class Journal:
         try:
             self._db.execute("INSERT INTO records (seq, sealed) VALUES (?, ?)", (self._count + 1, sealed))
         except sqlite3.Error as error:
-            raise SiteError(
-                f"the journal {self._folder} cannot be written: {error}",
-                hint="free disk space; the gate takes up where it stopped, nothing was sent",
-            ) from None
+            raise self._fault(error) from None
         self._count += 1
+
+    def _fault(self, error: sqlite3.Error) -> SiteError:
+        return SiteError(
+            f"the journal {self._folder} cannot be written: {error}",
+            hint="free disk space; the gate takes up where it stopped, nothing was sent",
+        )
 
     def store_outbox(self, message: MaskedInput) -> None:
         """Keep the bytes of one masked input, replacing the last round's; atomic and durable. They are ciphertext."""
@@ -118,7 +125,7 @@ class Journal:
         return None
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock; safe to call twice."""
         self._db.close()
         if self._lock >= 0:  # once: the number may belong to another file by now
             os.close(self._lock)

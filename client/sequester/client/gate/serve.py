@@ -194,8 +194,12 @@ class Branch:
     def _write_control_bytes(self) -> None:
         up, down = self._control
         if up or down:
-            self._control = [0, 0]
-            self._ledger.append("control", {"consortium": self.name, "bytes": up, "bytes_down": down})
+            try:
+                self._ledger.append("control", {"consortium": self.name, "bytes": up, "bytes_down": down})
+            except SiteError as error:
+                log.error("%s; %s", error.message, error.hint)  # written when there is room: nothing was taken away
+                return
+            self._control = [self._control[0] - up, self._control[1] - down]
 
     def _flower(self, forwarder_port: int, door: Path) -> list[Child]:
         folder = self._home.consortium(self.name)

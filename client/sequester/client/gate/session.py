@@ -57,6 +57,7 @@ from sequester.protocols.wire import Limits, Reader, check_hello, frames, hello
 log = logging.getLogger("sequester.gate")
 
 RECONNECT_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one for ever: the exchange is back within ten seconds of a restart
+DISK_S = 3.0  # how often a full disk is tried again
 _HELLO_S = 30.0
 _GOODBYE_S = 5.0
 _METHOD = "/sequester.v1.Site/Session"
@@ -105,6 +106,10 @@ class Session:
         self._turn = asyncio.Lock()
         self._round: Contribute | None = None
         self._working: asyncio.Task[None] | None = None
+        self._fault: SequesterError | None = None  # what stopped a contribution on its way to the disk
+        self._said = ""  # the last fault in the log: one that lasts is said once
+        self._is_leaving = False
+        self._is_settled = False
 
     async def run(self) -> str:
         """The study's final state at this site; ends compute whatever happens."""
@@ -119,9 +124,7 @@ class Session:
                     reason = error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
                     log.warning("study %s: stream lost (%s)", self.digest[:12], reason)
                 except SequesterError as error:
-                    # a disk or a budget said no between two effects: what is on disk is what counts
-                    log.error("study %s: %s; %s", self.digest[:12], error.message, error.hint)
-                    await self._reload()
+                    await self._recover(error)
                 was_up = self.stands.is_set()
                 self.stands.clear()
                 self._call = None
@@ -152,6 +155,21 @@ class Session:
         await self._leave("withdrawn")
         if self._call is not None:
             asyncio.get_running_loop().call_later(_GOODBYE_S, self._call.cancel)  # if the exchange does not hang up
+
+    async def _recover(self, error: SequesterError) -> None:
+        """A disk or a budget said no between two effects: what is on disk is what counts, once it can be opened."""
+        self._fault = None
+        while True:
+            if error.message != self._said:
+                log.error("study %s: %s; %s", self.digest[:12], error.message, error.hint)
+            self._said = error.message
+            self.progress.state = "waiting for the disk"
+            await asyncio.sleep(DISK_S)
+            try:
+                await self._reload()
+                return
+            except SiteError as again:
+                error = again
 
     async def _reload(self) -> None:
         """Forget what is in memory and stand where the journal says."""
@@ -204,16 +222,25 @@ class Session:
 
     async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame], reader: Reader) -> None:
         """Hear the others' closing advertisements until the exchange hangs up."""
-        while isinstance(frame := await call.read(), pb.Frame):
+        while isinstance(frame := await self._frame(call), pb.Frame):
             if isinstance(message := reader.take(frame), KeyAdvertisement):
                 self._member.handle(message)
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
-        frame = await call.read()
+        frame = await self._frame(call)
         if frame is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
             raise PeerError("the exchange closed the stream")
         assert isinstance(frame, pb.Frame)
         return frame
+
+    async def _frame(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> object:
+        try:
+            return await call.read()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not call.cancelled() or (task is not None and task.cancelling()):
+                raise  # this session is being stopped
+            raise self._fault or PeerError("the stream was closed here") from None
 
     async def _take(self, message: object) -> None:
         match message:
@@ -236,14 +263,19 @@ class Session:
                     await self._perform(self._member.handle(message))  # type: ignore[arg-type]  # Reader yields messages
 
     async def _leave(self, state: str) -> None:
-        """The study is over here: settle, then the receipt, whose ledger head vouches for all of that."""
-        async with self._turn:  # a contribution on its way out is whole before it, or never begins
-            self._end(state)
+        """The study is over here: settle, then the receipt, whose ledger head vouches for all of that.
+
+        Final only when both are written: a disk that refuses one has the end told again on the next stream.
+        """
+        self._is_leaving = True  # not by cancelling the contribution: a write that is cancelled takes its stream along
+        async with self._turn:  # two writers at once would lose the receipt
+            self._settle(state)
             if self._call is not None:
                 with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     await self._perform(self._member.closing(*self._ledger.head()))
                     await self._send_receipt(state)
                     await self._call.done_writing()
+            self._end(state)
 
     # ---- effects ------------------------------------------------------------------------------------------------
 
@@ -323,18 +355,36 @@ class Session:
                 # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
                 spent = asyncio.get_running_loop().time() - began
                 await asyncio.sleep(-spent % plan.send_slot_s)
-            async with self._turn:
-                if self._round is asked and self.final is None:
-                    await self._perform(await asyncio.to_thread(self._member.contribute, words))
-                    self.progress.state = "waiting"
         except SequesterError as error:
             log.error("study %s, %s: %s", self.digest[:12], self.progress.analysis, error.message)
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                async with self._turn:  # not between another message's chunks, and not into a later round
-                    if self._round is asked and self.final is None:
-                        await self._perform(self._member.give_up())
+            await self._refuse_round(asked)
+            return
+        try:
+            async with self._turn:
+                if self._round is asked and not self._is_leaving:
+                    await self._perform(await asyncio.to_thread(self._member.contribute, words))
+                    self.progress.state = "waiting"
+                    self._said = ""
+        except SequesterError as error:
+            self._break(error)
         except grpc.aio.AioRpcError:
             log.warning("study %s: stream lost while sending; the stored bytes go out again", self.digest[:12])
+
+    async def _refuse_round(self, asked: Contribute) -> None:
+        try:
+            async with self._turn:
+                if self._round is asked and not self._is_leaving:  # and not into a later round
+                    await self._perform(self._member.give_up())
+        except SequesterError as error:
+            self._break(error)
+        except grpc.aio.AioRpcError:
+            log.warning("study %s: stream lost while refusing a round", self.digest[:12])
+
+    def _break(self, error: SequesterError) -> None:
+        """The member is ahead of the disk: have the stream's own loop end it and stand where the journal says."""
+        self._fault = error
+        if self._call is not None:
+            self._call.cancel()
 
     async def _stepped(self, asked: Contribute, plan: TrainingPlan, layout: Layout) -> RingVector:
         """The move of local steps: each step's sum gets noise here before the next step begins."""
@@ -374,7 +424,12 @@ class Session:
 
     def _end(self, state: str) -> None:
         if self.final is None:
+            self._settle(state)
             self.final = state
-            self.progress.state = state
+
+    def _settle(self, state: str) -> None:
+        if not self._is_settled:
             self._ledger.settle(self.digest)
             self._ledger.append("note", {"study": self.digest, "ended": state})
+            self._is_settled = True
+        self.progress.state = state
