@@ -6,20 +6,25 @@ hospital's compute (SIGSTOP): as long as it is stopped no round can close, whate
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from one_machine.consortium import PORTS, Consortium, Published, Site
 from one_machine.memory import kind_of
@@ -226,7 +231,7 @@ class Alps:
         """No round of the study closes from here on, and one is open: one hospital's compute is stopped."""
         self._braked = self._compute_of(BRAKE, study)
         os.kill(self._braked, signal.SIGSTOP)
-        self._still(study)
+        self.still(study)
         assert self.state(study)[0] == "running", self.state(study)
 
     def release(self) -> None:
@@ -245,7 +250,7 @@ class Alps:
         self.until("compute runs", lambda: bool(found()))
         return found()[-1]
 
-    def _still(self, study: Published) -> None:
+    def still(self, study: Published) -> None:
         """Wait until no more rounds close."""
         last, since = -1, time.monotonic()
         while time.monotonic() - since < 0.7:
@@ -257,6 +262,30 @@ class Alps:
         """Keep a line of the table."""
         self.cases.append(Case(what, when, outcome, seconds))
         print(f"{what} | {when} | {outcome} | {seconds:.1f} s", flush=True)
+
+    # ---- disks --------------------------------------------------------------------------------------------------
+
+    def stop_one(self, where: str) -> None:
+        """Stop the exchange, or a hospital's gate, in order."""
+        if where == "exchange":
+            exchange, self.consortium.exchange = self.consortium.exchange, None
+            assert exchange is not None
+            self.consortium.processes.stop(exchange)
+        else:
+            self.consortium.processes.stop(self.consortium.gates.pop(where))
+
+    def start_one(self, where: str) -> None:
+        """Start it again."""
+        if where == "exchange":
+            self.consortium.serve()
+        else:
+            self.consortium.run_site(where)
+
+    def log_of(self, where: str) -> Path:
+        """Its own log, of this start."""
+        running = self.consortium.exchange if where == "exchange" else self.consortium.gates[where]
+        assert running is not None
+        return running.log
 
     # ---- what must hold afterwards ------------------------------------------------------------------------------
 
@@ -298,6 +327,7 @@ class Alps:
         assert self.consortium.processes.left_behind == []
         folders = [self.consortium.server / "exchange", *(self.consortium.home(s) for s in self.consortium.sites)]
         for folder in folders:
+            assert [path for path in folder.rglob("*") if path.is_socket()] == []
             for lock in folder.rglob("lock"):
                 with lock.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,6 +339,42 @@ class Alps:
             assert port, name
         home = str(self.consortium.folder)
         assert [p.pid for p in psutil.process_iter() if _mentions(p, home)] == []
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int = 48) -> Iterator[Callable[[], Path]]:
+    """The folder on a file system of its own while nothing has it open; the function fills it up, with the file it returns.
+
+    Skips the test where this account may not mount.
+    """
+    aside = folder.with_name(folder.name + ".aside")
+    shutil.copytree(folder, aside, ignore=_sockets)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "none", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        shutil.rmtree(aside)
+        pytest.skip("mounting takes root")
+
+    def fill() -> Path:
+        path = folder / "filler"
+        with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        return path
+
+    try:
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield fill
+    finally:
+        kept = folder.with_name(folder.name + ".kept")
+        shutil.copytree(folder, kept, ignore=_sockets)
+        subprocess.run(["umount", str(folder)], check=True)
+        shutil.rmtree(folder)
+        kept.rename(folder)
+        shutil.rmtree(aside)
+
+
+def _sockets(folder: str, names: list[str]) -> list[str]:
+    return [name for name in [*names] if (Path(folder) / name).is_socket() or name == "filler"]
 
 
 def _writes_to(pid: int, name: str) -> bool:

@@ -185,6 +185,7 @@ class Branch:
         await self.consortium.stop()
         for server in self._servers:
             server.close()
+        (self._home.run / f"{self.name}.door").unlink(missing_ok=True)
         self._write_control_bytes()
 
     def _carried(self, up: int, down: int) -> None:
