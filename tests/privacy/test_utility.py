@@ -1,6 +1,8 @@
 """What privacy costs: the targets T1 to T4 of spec/privacy.md, section 5, through the gate's own integers.
 
 Simulated people have linkage disequilibrium (msprime, three ancestries). Every figure a test asserts is printed with -s.
+The default recipe's last choices (step scale, clip, full roster) were made on the very seed its test asserts on: its figures
+are optimistic, and a seed that no choice has seen is still owed.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def score_sd(w: Vector) -> float:
 
 
 def discrimination(cells: Vector, noise_sd: float, floor: int) -> Result:
-    """AUC, with a 95 % interval where its coverage was verified, and ROC points; below the floor only that.
+    """AUC, a 95 % interval (protocols/README.md says where it covers less), ROC points; below the floor only that.
 
     cells: (2, bins) of controls and cases, noisy. Binning takes a little off an AUC, quadratic in the bins' width: a third
     of what halving the bins takes off is added back. The interval, on the log odds of the AUC, adds the sampling variance
