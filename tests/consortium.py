@@ -59,13 +59,13 @@ class Exchange:
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
         self.store = Store(self.home.exchange)
-        servers = asyncio.run_coroutine_threadsafe(self._serve(), loop).result(10)
+        servers = asyncio.run_coroutine_threadsafe(self._serve(), loop).result(120)
         try:
             yield
         finally:
-            asyncio.run_coroutine_threadsafe(self._stop(servers), loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._stop(servers), loop).result(120)
             loop.call_soon_threadsafe(loop.stop)
-            thread.join(10)
+            thread.join(120)
             loop.close()
             self.store.close()
 

@@ -39,7 +39,7 @@ SITES = (
 )
 BRAKE = "metro"  # the hospital whose compute holds a round open
 PEOPLE, ROUNDS, SPARES = 900, 150, 30
-WAIT_S = 120.0  # other programs may want this machine as well
+WAIT_S = 180.0  # other programs may want this machine as well
 POLICY: dict[str, object] = {"epsilon_life": 60, "order_life": 2}  # a dozen studies on one data set
 
 
@@ -65,6 +65,14 @@ def below(parent: int, kind: str) -> list[int]:
         except psutil.Error:
             continue
     return [pid for _, pid in sorted(found)]
+
+
+def below_bound(bound_s: float, measure: Callable[[], float]) -> None:
+    """The least of at most three measurements is below the bound: what else runs on this machine only adds time."""
+    took: list[float] = []
+    while len(took) < 3 and min(took, default=bound_s) >= bound_s:
+        took.append(measure())
+    assert min(took) < bound_s, took
 
 
 @dataclass
@@ -200,7 +208,7 @@ class Alps:
         """`kill -9`; the id that it had."""
         pid = self.one(kind, site)
         os.kill(pid, signal.SIGKILL)
-        self.until(f"the {kind} is gone", lambda: not is_running(pid), 10)
+        self.until(f"the {kind} is gone", lambda: not is_running(pid))
         return pid
 
     def replaced(self, kind: str, site: str, dead: int, within_s: float = WAIT_S) -> float:
@@ -314,7 +322,7 @@ class Alps:
         exchange = self.consortium.exchange
         assert exchange is not None
         for site, gate in self.consortium.gates.items():
-            self.until(f"no compute is left at {site}", lambda pid=gate.pid: not below(pid, "compute"), 30)
+            self.until(f"no compute is left at {site}", lambda pid=gate.pid: not below(pid, "compute"))
         self.until("no ServerApp is left", lambda: not below(exchange.pid, "ServerApp"))
         said = json.loads(self.consortium.coordinate("study", "status", "--json"))
         assert all(row["state"] not in ("running", "held") for row in said), said

@@ -159,7 +159,7 @@ class Loopback:
         said = await asyncio.gather(*(gate.join(digest, sha256(BUNDLE)) for gate in gates.values()))
         return dict(zip(gates, said, strict=True))
 
-    async def until(self, ready: Callable[[], bool], within_s: float = 60.0) -> None:
+    async def until(self, ready: Callable[[], bool], within_s: float = 120.0) -> None:
         """Wait for something to be true."""
         async with asyncio.timeout(within_s):
             while not ready():

@@ -24,7 +24,7 @@ from sequester.simulate.plink import Line, write_bed
 
 NAMES = ("drenthe", "gouda", "zeeland")
 PEOPLE = 200
-WAIT_S = 120.0  # other programs may want this machine as well
+WAIT_S = 180.0  # other programs may want this machine as well
 POLICY: dict[str, object] = {"epsilon_life": 60, "order_life": 2}  # a dozen studies on one data set
 LINES = (Line("1", "rs1", 1_000_000, "A", "G"), Line("2", "rs2", 2_000_000, "T", "C"))
 FIELDS: dict[str, Any] = {
@@ -60,7 +60,7 @@ class Said:
         assert re.search(advice, last[1]), last[1]
 
 
-def said(command: Sequence[str], stdin: str = "", timeout_s: float = 60.0) -> Said:
+def said(command: Sequence[str], stdin: str = "", timeout_s: float = 180.0) -> Said:
     """What a command says that ends by itself; one that does not is ended with all it started."""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

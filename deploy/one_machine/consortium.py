@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 SERVER, CLIENT = "sequester.server.cli.app", "sequester.client.cli.app"
 PORTS = ("enrolment", "exchange", "superlink", "control")
-SERVE_S, ENROL_S, STUDY_S = 60.0, 90.0, 900.0
+SERVE_S, ENROL_S, STUDY_S = 180.0, 180.0, 900.0
 _FINGERPRINT = re.compile(r"fingerprint: ([0-9a-f]{4}(?:[ -][0-9a-f]{4}){15})")
 _SIGNED = re.compile(r"study ([0-9a-f]{64}) signed")
 
@@ -99,13 +99,13 @@ class Consortium:
 
     # ---- the command lines ----------------------------------------------------------------------------------------
 
-    def coordinate(self, *words: str, timeout_s: float = 120.0, show: bool = False) -> str:
+    def coordinate(self, *words: str, timeout_s: float = 180.0, show: bool = False) -> str:
         """A command of the coordinator, and what it printed."""
         command = python("-m", SERVER, *words, "--home", str(self.server))
         return self.processes.run(f"coordinator-{words[0]}-{words[1]}" if words[0] == "study" else f"coordinator-{words[0]}",
                                   command, timeout_s=timeout_s, show=show)  # fmt: skip
 
-    def hospital(self, site: str, *words: str, timeout_s: float = 120.0, statuses: Sequence[int] = (0,)) -> str:
+    def hospital(self, site: str, *words: str, timeout_s: float = 180.0, statuses: Sequence[int] = (0,)) -> str:
         """A command at one hospital, and what it printed."""
         command = python("-m", CLIENT, *words, "--home", str(self.home(site)))
         return self.processes.run(f"{site}-{words[0]}", command, timeout_s=timeout_s, statuses=statuses)

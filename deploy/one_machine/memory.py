@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 EVERY_S = 0.5
-GRACE_S = 5.0
+GRACE_S = 20.0
 # What a command line holds -> what kind of process it is; the first that fits. Others are of the kind that started them.
 KINDS = (
     ("sequester.client.compute.worker", "compute"),

@@ -135,7 +135,7 @@ class Processes:
     """Everything one run starts. A context manager: at its end nothing that was started is alive."""
 
     logs: Path
-    term_s: float = 15.0
+    term_s: float = 90.0
     left_behind: list[str] = field(default_factory=list)
     _running: list[Running] = field(default_factory=list)
     _ending: threading.Event = field(default_factory=threading.Event)
@@ -205,7 +205,7 @@ class Processes:
         kind: str = "command line",
         env: Mapping[str, str] | None = None,
         stdin: str | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = 180.0,
         show: bool = False,
         statuses: Sequence[int] = (0,),
     ) -> str:
@@ -213,7 +213,7 @@ class Processes:
         running = self.start(name, kind, command, env=env, stdin=stdin, show=show, lives_on=False)
         return self.finish(running, timeout_s, statuses)
 
-    def finish(self, running: Running, timeout_s: float = 120.0, statuses: Sequence[int] = (0,)) -> str:
+    def finish(self, running: Running, timeout_s: float = 180.0, statuses: Sequence[int] = (0,)) -> str:
         """Wait for a command; sooner than that, for the death of anything that should live on."""
         deadline = time.monotonic() + timeout_s
         while True:

@@ -121,7 +121,7 @@ def test_receipts_and_advertised_heads_are_witnesses(tmp_path: Path) -> None:
 
 def run_verifier(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-I", str(VERIFIER), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-I", str(VERIFIER), *map(str, arguments)], capture_output=True, text=True, timeout=180, check=False
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from sequester.client.gate.custodian import Custodian
 from sequester.client.socket import Channel
 from sequester.protocols.errors import SiteError
 
-# answers each question after a third of a second with the step that was asked for
+# answers each question after a second with the step that was asked for
 SLOW = """
 import socket, sys, time
 import numpy as np
@@ -24,7 +24,7 @@ from sequester.protocols import arrays
 channel = Channel(socket.socket(fileno=int(sys.argv[1])))
 while True:
     letter = channel.receive()
-    time.sleep(0.33)
+    time.sleep(1.0)
     channel.send("contribution", payload=arrays.encode({"step": np.array([float(letter.header["step"])])}))
 """
 

@@ -318,7 +318,7 @@ class Proxy:
     def close(self) -> None:
         self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
-        self._thread.join(5)
+        self._thread.join(120)
         for pipe in self._pipes:
             pipe.close()
 

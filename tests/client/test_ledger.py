@@ -193,7 +193,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.parametrize("calls", [1, 4])
 def test_a_killed_client_keeps_its_reservation_and_its_charges(folder: Path, calls: int) -> None:
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(folder), str(calls)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(folder), str(calls)], timeout=180, check=False)
     assert done.returncode == -signal.SIGKILL
     held = Ledger(folder)
     assert held.balance().reserved == pytest.approx(3 * 4.4 / (2 * 4.531**2))

@@ -46,7 +46,7 @@ def call(alps: Exchange, method: str, request: Any) -> tuple[grpc.StatusCode, st
     with grpc.secure_channel(f"127.0.0.1:{config.enrolment_port}", credentials) as channel:
         stub = channel.unary_unary(
             f"/sequester.v1.Enrolment/{method}", request_serializer=lambda m: m.SerializeToString()
-        ).future(request, timeout=10)
+        ).future(request, timeout=120)
         stub.exception()
         return stub.code(), stub.details(), stub
 
@@ -124,7 +124,7 @@ def test_the_exchange_port_takes_no_one_without_a_certificate_of_ours(alps: Exch
     credentials = grpc.ssl_channel_credentials((alps.home.exchange / "authority.pem").read_bytes())
     with grpc.secure_channel(f"127.0.0.1:{config.exchange_port}", credentials) as channel:
         ask = channel.unary_unary("/sequester.v1.Site/Peers", request_serializer=pb.Empty.SerializeToString)
-        call_ = ask.future(pb.Empty(), timeout=5)
+        call_ = ask.future(pb.Empty(), timeout=120)
         call_.exception()
     assert call_.code() is grpc.StatusCode.UNAVAILABLE
 

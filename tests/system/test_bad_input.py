@@ -329,7 +329,7 @@ def _huge_frame(folder: Path, port: int, size: int) -> str:
     with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*pem), options) as channel:
         call = channel.stream_stream("/sequester.v1.Site/Session", lambda data: data, lambda data: data)
         try:
-            list(call(iter([b"\x0a" + b"\xff" * size]), timeout=60))
+            list(call(iter([b"\x0a" + b"\xff" * size]), timeout=180))
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             return error.code().name

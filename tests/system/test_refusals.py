@@ -48,7 +48,7 @@ class Running:
     def store(self, statement: str, *values: object) -> None:
         """What a malicious exchange writes into its own database."""
         path = self.lowlands.consortium.server / "exchange" / "store.db"
-        with closing(sqlite3.connect(path, timeout=20)) as store, store:
+        with closing(sqlite3.connect(path, timeout=120)) as store, store:
             assert store.execute(statement, values).rowcount == 1
 
     def asked(self, site: str, study: str, bundle: str) -> tuple[str, str]:

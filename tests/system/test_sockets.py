@@ -206,7 +206,7 @@ def test_compute_lives_in_a_network_namespace_of_its_own_with_no_usable_interfac
     # from inside: even loopback is down
     where = [f"--target={pid}", "--net", *([] if os.geteuid() == 0 else ["--user", "--preserve-credentials"])]
     dial = f"import socket; socket.create_connection(('127.0.0.1', {held.ports['exchange_port']}), 5)"
-    tried = subprocess.run(["nsenter", *where, sys.executable, "-c", dial], capture_output=True, text=True, timeout=60)
+    tried = subprocess.run(["nsenter", *where, sys.executable, "-c", dial], capture_output=True, text=True, timeout=180)
     assert tried.returncode == 1 and "Network is unreachable" in tried.stderr
 
 
