@@ -129,6 +129,20 @@ def test_an_excluded_patient_leaves_at_the_next_freeze_and_conditions_are_counte
     assert account.patients == N - 2 - 20
 
 
+def test_families_are_held_out_and_folded_whole_and_whoever_has_none_is_one(tmp_path: Path) -> None:
+    home, of = hospital(tmp_path), study(cohort={"family": "litter", "test_fraction": "0.4"})
+    path = tmp_path / "phenotypes.csv"
+    head, *rows = path.read_text("utf-8").splitlines()
+    litter = [f"L{i % 12}" if i < 96 else "NA" for i in range(N)]  # the last 24 patients have no family
+    lines = [f"{row},{of_row}" for row, of_row in zip(rows, litter, strict=True)]
+    path.write_text("\n".join([f"{head},litter", *lines]) + "\n", "utf-8")
+    assert ingest.freeze(home, home.config(), of, "cd" * 32).patients == N
+    split = np.load(home.dataset("main") / "cohorts" / ("cd" * 32) / "split.npy")[:, :2]
+    kinds = {name: {tuple(row) for row in split[[i for i in range(N) if litter[i] == name]]} for name in set(litter)}
+    assert all(len(kinds[f"L{k}"]) == 1 for k in range(12)) and len(kinds["NA"]) > 2
+    assert len({next(iter(kinds[f"L{k}"])) for k in range(12)}) > 2
+
+
 def test_a_published_score_is_computed_from_dosages_and_clamped(tmp_path: Path) -> None:
     score = {"name": "pgs", "weights": [["rs1", "1"], ["rs2", "0.5"]], "mean": "0.8", "sd": "0.2"}
     home, of = hospital(tmp_path), study(scores=[score])

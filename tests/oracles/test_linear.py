@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 import contracts
 import plain_loop
 from sequester.protocols.analyses.linear import LINEAR
+from sequester.protocols.errors import StudyError
 from sequester.protocols.study import Study
 
 DOSE = {"name": "dose", "kind": "quantitative", "lower": "1", "upper": "100"}
@@ -20,13 +23,14 @@ VARIANTS = [
 ]
 
 
-def study_of(mode: str) -> Study:
+def study_of(mode: str, **changed: Any) -> Study:
     exact = mode == "exact"
-    return contracts.study(
-        phenotype=DOSE, covariates=[], cohort={}, variants=VARIANTS,
-        analyses=[{"kind": "linear", "name": "fit", "mode": mode}],
-        aggregation={"mode": "strict", "ring_bits": 64, "fraction_bits": 28} if exact else {"mode": "strict"},
-    )  # fmt: skip
+    return contracts.study(**{
+        "phenotype": DOSE, "covariates": [], "cohort": {}, "variants": VARIANTS,
+        "analyses": [{"kind": "linear", "name": "fit", "mode": mode}],
+        "aggregation": {"mode": "strict", "ring_bits": 64, "fraction_bits": 28} if exact else {"mode": "strict"},
+        **changed,
+    })  # fmt: skip
 
 
 def hospitals(n: int, seed: int) -> list[plain_loop.Rows]:
@@ -52,6 +56,40 @@ def test_the_exact_fit_and_every_left_out_fold_equal_the_pooled_fits() -> None:
     for k in range(5):
         left_out = sm.OLS(y[fold != k], sm.add_constant(x[fold != k])).fit()
         np.testing.assert_allclose(finished.state["fold_w"][k], left_out.params[1:], rtol=1e-8)
+
+
+def test_a_fit_without_the_variants_or_a_named_column_is_the_pooled_fit_of_what_is_left() -> None:
+    rng = np.random.default_rng(5)
+    table, copies = rng.standard_normal((600, 3)), rng.binomial(2, 0.3, (600, 5)).astype(float)
+    y = table @ [0.3, -0.2, 0.1] + 0.1 * copies[:, 0] + rng.normal(0, 0.2, 600)
+    columns = [
+        {"name": f"c{j}", "kind": "quantitative", "lower": "-9", "upper": "9", "centre": "0", "scale": "1"}
+        for j in range(3)
+    ]
+    exact = {"kind": "linear", "mode": "exact"}
+    of = study_of("exact", covariates=columns, analyses=[
+        exact | {"name": "table", "features": "table"}, exact | {"name": "less", "leave_out": ["c1"]},
+        {"kind": "evaluation", "name": "seen", "mode": "exact", "of": "less", "part": "all", "folds": True},
+    ])  # fmt: skip
+    sites = plain_loop.split(plain_loop.patients(of, y, table=table, dosage=copies), [300, 200, 100])
+    finished = plain_loop.run(of, sites)
+    x = np.column_stack([table, (copies - 0.6) / 0.42**0.5])
+    for name, kept in (("table", [0, 1, 2]), ("less", [0, 2, 3, 4, 5, 6, 7])):
+        expected = np.zeros(8)
+        expected[kept] = sm.OLS(y, sm.add_constant(x[:, kept])).fit().params[1:]
+        np.testing.assert_allclose(finished[name].state["w"], expected, rtol=1e-8)
+        assert len(finished[name].result["weights"]) == len(kept)
+        assert not finished[name].state["fold_w"][:, [j for j in range(8) if j not in kept]].any()
+    # judged by the fits that left each fold out: a little worse than the fit on everybody
+    assert finished["less"].result["r2"] - 0.03 < finished["seen"].result["r2"] < finished["less"].result["r2"]
+
+
+def test_least_squares_of_thousands_of_columns_is_refused_with_what_to_do() -> None:
+    many = [{**VARIANTS[0], "id": f"v{j}", "position": 1000 + j} for j in range(1001)]
+    with pytest.raises(StudyError, match="kind penalised"):
+        study_of("exact", variants=many)
+    with pytest.raises(StudyError, match="leaves out `age`"):
+        study_of("exact", analyses=[{"kind": "linear", "name": "fit", "mode": "exact", "leave_out": ["age"]}])
 
 
 def test_the_private_fit_at_epsilon_3_is_near_the_pooled_one() -> None:

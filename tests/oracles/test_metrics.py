@@ -157,6 +157,7 @@ def test_measures_of_a_quantity_overall_and_by_group() -> None:
             line.params[1],
             atol=1e-8,
         )
+        assert found["correlation"] == pytest.approx(np.corrcoef(fitted[rows], y[rows])[0, 1], abs=1e-10)
         assert found["calibration_intercept"] == pytest.approx(line.params[0], abs=1e-8)
         assert found["mean_absolute_error"] == pytest.approx(np.abs(y - fitted)[rows].mean(), rel=1e-10)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CONDITION = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,63})\s*(==|!=|>=|<=|>|<)\s*(\S.*)\Z")
 INSTANT = "%Y-%m-%dT%H:%M:%SZ"
 MAX_PRIVATE_LINEAR_FEATURES = 20
+MAX_EXACT_COLUMNS = 1000  # of a model without penalty: 4 MB a round at each hospital
 _COMPLEMENT = {"A": "T", "T": "A", "C": "G", "G": "C"}
 
 
@@ -216,11 +217,7 @@ def _glm(study: Study, plan: GlmPlan) -> Iterator[str]:
     if plan.mode == "exact" and plan.solver != "newton":
         yield f"analysis {plan.name}: an exact model is fitted by solver newton, its gradient steps are for private mode"
     p = len(chosen(study, plan.features, plan.leave_out))
-    if not p:
-        yield f"analysis {plan.name}: no feature is left: a score or a covariate was expected"
-    unknown = set(plan.leave_out) - {*(s.name for s in study.scores), *(c.name for c in study.covariates)}
-    for name in sorted(unknown):
-        yield f"analysis {plan.name} leaves out `{name}`, which is no score or covariate"
+    yield from _left_out(study, plan)
     if plan.mode == "private" and plan.solver == "newton" and p >= MAX_NEWTON_COLUMNS:
         yield (
             f"analysis {plan.name}: private newton pays noise for every pair of columns; fewer than "
@@ -233,11 +230,27 @@ def _linear(study: Study, plan: LinearPlan) -> Iterator[str]:
         yield f"analysis {plan.name}: least squares of a {study.phenotype.kind} phenotype; use glm, family logistic"
     if plan.record_norm <= 0:
         yield f"analysis {plan.name}: record_norm {plan.record_norm} is not above 0"
-    if plan.mode == "private" and len(study.features()) > MAX_PRIVATE_LINEAR_FEATURES:
+    p = len(chosen(study, plan.features, plan.leave_out))
+    yield from _left_out(study, plan)
+    if plan.mode == "private" and p > MAX_PRIVATE_LINEAR_FEATURES:
         yield (
             f"analysis {plan.name}: private least squares takes at most {MAX_PRIVATE_LINEAR_FEATURES} features, "
-            f"found {len(study.features())}; use glm, family linear"
+            f"found {p}; use glm, family linear"
         )
+
+
+def _left_out(study: Study, plan: GlmPlan | LinearPlan) -> Iterator[str]:
+    p = len(chosen(study, plan.features, plan.leave_out))
+    if not p:
+        yield f"analysis {plan.name}: no feature is left: a score or a covariate was expected"
+    if plan.mode == "exact" and p > MAX_EXACT_COLUMNS:
+        yield (
+            f"analysis {plan.name}: every pair of {p} columns would be summed in each round; at most {MAX_EXACT_COLUMNS} "
+            "were expected: `features: table`, or kind penalised"
+        )
+    unknown = set(plan.leave_out) - {*(s.name for s in study.scores), *(c.name for c in study.covariates)}
+    for name in sorted(unknown):
+        yield f"analysis {plan.name} leaves out `{name}`, which is no score or covariate"
 
 
 def _evaluation(study: Study, plan: EvaluationPlan, earlier: dict[str, Plan]) -> Iterator[str]:

@@ -93,11 +93,16 @@ class Score(Strict):
 
 
 class CohortRule(Strict):
-    """Who belongs: `where` are column conditions; `test_fraction` of the patients, by keyed hash, are held out."""
+    """Who belongs: `where` are column conditions; `test_fraction` of the patients, by keyed hash, are held out.
+
+    With a column of `family`, families are held out and put into folds whole: relatives of those who trained a score make
+    it look better than it is.
+    """
 
     where: tuple[str, ...] = ()
     test_fraction: Number = Decimal("0.2")
     folds: int = Field(default=5, ge=2, le=20)
+    family: ColumnName | None = Field(default=None, exclude_if=lambda column: column is None)
     subgroup: ColumnName | None = None
     subgroup_values: tuple[str, ...] = ()
 

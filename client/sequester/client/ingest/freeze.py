@@ -314,9 +314,16 @@ def _patients_key(folder: Path) -> bytes:
 def _split(
     study: Study, key: bytes, names: list[bytes], table: pl.DataFrame, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """int64 (patients, 3): held out, fold, subgroup; by keyed hash of the patient, the same for every study."""
+    """int64 (patients, 3): held out, fold, subgroup; by keyed hash of the patient or family, the same for every study."""
     out = np.zeros((len(rows), 3), dtype=np.int64)
     fraction = float(study.cohort.test_fraction)
+    if study.cohort.family is not None:
+        families = _strings(table, study.cohort.family)
+        # whose family is not known is one by themselves
+        names = [
+            name if families[i] in MISSING_TEXT else hmac.digest(key, b"family" + families[i].encode(), "sha256")
+            for i, name in zip(rows, names, strict=True)
+        ]
     for i, name in enumerate(names):
         coin = int.from_bytes(hmac.digest(key, b"split" + name, "sha256")[:8], "big")
         out[i, 0] = coin / 2**64 < fraction

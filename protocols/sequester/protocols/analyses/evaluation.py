@@ -234,6 +234,7 @@ class Evaluation:
             if total > 0 and spread > 0:
                 slope = (ap - a * p / n) / spread
                 result["r2"] = 1 - (aa - 2 * ap + pp) / total
+                result["correlation"] = (ap - a * p / n) / float(np.sqrt(total * spread))
                 result["calibration_slope"], result["calibration_intercept"] = slope, (a - slope * p) / n * bound
         return result
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
-from sequester.protocols.analyses.cohort import Cohort, Part
+from sequester.protocols.analyses.cohort import Cohort, Part, Which, chosen, designs
 from sequester.protocols.analyses.newton import Estimates, estimable, inverse, solved, symmetric
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
-from sequester.protocols.analyses.weights import weights_result
+from sequester.protocols.analyses.weights import weights_result, widened
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -26,11 +27,16 @@ Vector = NDArray[np.float64]
 
 
 class LinearPlan(AnalysisPlan):
-    """`record_norm` B bounds a record's norm (intercept included) and 1 bounds the outcome, in private mode."""
+    """`record_norm` B bounds a record's norm (intercept included) and 1 bounds the outcome, in private mode.
+
+    `features` table leaves the variants out, `leave_out` scores and covariates by name.
+    """
 
     kind: Literal["linear"] = "linear"
     record_norm: Number = Decimal("2.2")
     part: Part = "all"
+    features: Which = Field(default="all", exclude_if=lambda which: which == "all")
+    leave_out: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
 
 
 class Linear:
@@ -45,13 +51,14 @@ class Linear:
         return study.cohort.folds if plan.mode == "exact" else 1
 
     def layout(self, plan: LinearPlan, study: Study, step: int) -> Layout:
-        p, folds = len(study.features()) + 1, self._folds(plan, study)
+        p, folds = len(chosen(study, plan.features, plan.leave_out)) + 1, self._folds(plan, study)
         q = p * (p + 1) // 2
         return Layout((("xx", (folds, q)), ("xy", (folds, p)), ("yy", (folds,)), ("n", (folds,))))
 
     def sensitivity(self, plan: LinearPlan, study: Study) -> float:
         if plan.mode == "exact":
-            return 64.0 * max(1, len(study.features()))  # head-room only: nothing is clipped
+            # head-room only: nothing is clipped
+            return 64.0 * max(1, len(chosen(study, plan.features, plan.leave_out)))
         b = float(plan.record_norm)
         return float(np.sqrt(b**4 + b**2 + 1 + 1))
 
@@ -62,11 +69,11 @@ class Linear:
         return Next({}, {})
 
     def contribution(self, plan: LinearPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
-        p, folds = len(study.features()) + 1, self._folds(plan, study)
+        p, folds = len(chosen(study, plan.features, plan.leave_out)) + 1, self._folds(plan, study)
         upper = np.triu_indices(p)
         xx, xy = np.zeros((folds, p, p)), np.zeros((folds, p))
         yy, n = np.zeros(folds), np.zeros(folds)
-        for block in cohort.blocks(plan.part):
+        for block in designs(study, cohort, plan.part, plan.features, plan.leave_out):
             x = np.column_stack([np.ones(len(block.y)), block.x])  # (rows, p)
             y = block.y
             fold = block.fold
@@ -83,14 +90,15 @@ class Linear:
         return {"xx": np.array([m[upper] for m in xx]), "xy": xy, "yy": yy, "n": n}
 
     def combine(self, plan: LinearPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
-        p, folds = len(study.features()) + 1, self._folds(plan, study)
+        names = chosen(study, plan.features, plan.leave_out)
+        p, folds = len(names) + 1, self._folds(plan, study)
         xx = np.array([symmetric(row, p) for row in sums["xx"]])
         gram, moment = xx.sum(axis=0), sums["xy"].sum(axis=0)
-        names = study.features()
         if plan.mode == "private":
             gram = gram + np.eye(p) * float(plan.noise_multiplier or 0) * self.sensitivity(plan, study) * np.sqrt(p)
             beta = np.linalg.solve(gram, moment)
-            return Finished(weights_result(names, beta[1:], float(beta[0])), {"w": beta[1:], "b": beta[:1]})
+            w = widened(study, names, beta[1:])
+            return Finished(weights_result(names, beta[1:], float(beta[0])), {"w": w, "b": beta[:1]})
         kept, why = estimable(gram)
         beta = solved(gram, moment, kept)
         n, yy = float(sums["n"].sum()), float(sums["yy"].sum())
@@ -99,11 +107,12 @@ class Linear:
         result = weights_result(names, beta[1:], float(beta[0]), Estimates(beta, errors, why, df))
         centred = yy - float(moment[0]) ** 2 / max(n, 1.0)
         result |= {"n": int(round(n)), "r2": 1.0 - residual / centred if centred > 0 else 0.0}
-        fold_w, fold_b = np.zeros((folds, p - 1)), np.zeros(folds)
+        fold_w, fold_b = np.zeros((folds, len(study.features()))), np.zeros(folds)
         for k in range(folds):
             left_out = solved(gram - xx[k], moment - sums["xy"][k], estimable(gram - xx[k])[0])
-            fold_w[k], fold_b[k] = left_out[1:], left_out[0]
-        return Finished(result, {"w": beta[1:], "b": beta[:1], "fold_w": fold_w, "fold_b": fold_b})
+            fold_w[k], fold_b[k] = widened(study, names, left_out[1:]), left_out[0]
+        w = widened(study, names, beta[1:])
+        return Finished(result, {"w": w, "b": beta[:1], "fold_w": fold_w, "fold_b": fold_b})
 
 
 LINEAR = Linear()

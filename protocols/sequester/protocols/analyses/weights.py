@@ -63,13 +63,18 @@ def model(
 
     `of` are the features of `w`; without it the study's first ones: scores and covariates stand first, variants last.
     """
+    of = study.features()[: len(w)] if of is None else of
+    result = weights_result(of, w, float(b[0]), estimates) | more
+    return Finished(result, {"w": widened(study, of, w), "b": np.asarray(b, dtype=np.float64)})
+
+
+def widened(study: Study, of: Sequence[Feature], w: Vector) -> Vector:
+    """Weights of all the study's features (features,), from those of some of them: 0 for the others."""
     features = study.features()
-    of = features[: len(w)] if of is None else of
     place = {feature: j for j, feature in enumerate(features)}
     wide = np.zeros(len(features))
     wide[[place[feature] for feature in of]] = w
-    result = weights_result(of, w, float(b[0]), estimates) | more
-    return Finished(result, {"w": wide, "b": np.asarray(b, dtype=np.float64)})
+    return wide
 
 
 def weights_result(features: Sequence[Feature], w: Vector, b: float, estimates: Estimates | None = None) -> Result:
