@@ -50,6 +50,19 @@ def test_an_approval_given_for_this_study_data_and_policy_holds(home: Home) -> N
     assert "A. Person" not in json.dumps(body)  # a person's name does not leave the hospital
 
 
+def test_the_text_names_the_privacy_profile_by_its_numbers_and_both_epsilons(home: Home) -> None:
+    shown = approval.text(STUDY, privacy.study_digest(STUDY), home.config(), PINNED)
+    worst = privacy.promise(STUDY).all_others_collude  # type: ignore[union-attr]
+    assert f"Privacy profile `standard`: epsilon 3 by design, {worst:.3f} if everybody else colludes." in shown
+    for changed in (
+        {"privacy__epsilon": "2.9"},
+        {"privacy__adjacency": "replace-one"},
+        {"privacy__mechanism": "local"},
+    ):
+        other = study(**changed)
+        assert "no named profile" in approval.text(other, privacy.study_digest(other), home.config(), PINNED)
+
+
 def _other_signer(home: Home) -> None:
     holds(home, document=sign_document("study", study_json(STUDY), SITES["lake"]))
 
@@ -123,7 +136,7 @@ def _not_ready(home: Home) -> None:
 
 def _new_words(home: Home) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(approval, "TEMPLATE", "approval/2")
+        patch.setattr(approval, "TEMPLATE", "approval/3")
         holds(home)
 
 

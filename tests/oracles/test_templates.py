@@ -28,12 +28,14 @@ def made_up(study: Study, n: int, seed: int) -> plain_loop.Patients:
         else:
             low, high = float(column.lower or 0), float(column.upper or 1)
             columns.append(np.array([transformed(column, v) for v in rng.uniform(low, high, n)]))
-    table = np.column_stack(columns)
+    table = np.column_stack([np.zeros((n, 0)), *columns])
     table[rng.random(table.shape) < 0.01] = np.nan
     f = np.array([float(v.frequency) for v in study.variants])
     dosage = rng.binomial(2, f, (n, len(f))).astype(float)
-    first = np.nan_to_num((table[:, 0] - np.nanmean(table[:, 0])) / np.nanstd(table[:, 0]))
-    z = first + (dosage[:, 0] if len(f) else 0.0)
+    z = np.zeros(n)
+    if len(columns):
+        z += np.nan_to_num((table[:, 0] - np.nanmean(table[:, 0])) / np.nanstd(table[:, 0]))
+    z += dosage[:, 0] if len(f) else 0.0
     event = None
     if study.phenotype.kind == "binary":
         y = (rng.random(n) < 1 / (1 + np.exp(-(z - 2)))).astype(float)

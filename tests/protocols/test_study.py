@@ -63,7 +63,13 @@ def test_any_changed_field_is_another_study() -> None:
 
 
 def test_two_spellings_of_a_number_in_yaml_are_one_study() -> None:
-    texts = [YAML, YAML.replace("delta: 0.000001 ", "delta: 1e-6 "), YAML.replace("epsilon: 3\n", 'epsilon: "3.0"\n')]
+    numbers = YAML.replace("\n  profile: standard ", " {epsilon: 3, delta: 0.000001, order: 8.9} ")
+    texts = [
+        YAML,
+        numbers.replace("delta: 0.000001,", "delta: 1e-6,"),
+        numbers.replace("epsilon: 3,", 'epsilon: "3.0",'),
+    ]
+    assert len(set(texts)) == 3
     assert len({privacy.study_digest(read_study(text)) for text in texts}) == 1
 
 
@@ -85,8 +91,8 @@ def test_no_is_a_word_and_so_is_a_date() -> None:
     [
         ("lineage: risk-score ", "consortium: twice ", "duplicate key"),
         ("lineage: risk-score ", "lineage: risk: score ", "not YAML"),
-        ("  delta: 0.000001 ", "  delta: .inf ", "not a decimal"),
-        ("  delta: 0.000001 ", "  delta: 1e999999999 ", "too many digits"),
+        ("  test_fraction: 0.2 ", "  test_fraction: .inf ", "not a decimal"),
+        ("  test_fraction: 0.2 ", "  test_fraction: 1e999999999 ", "too many digits"),
         ("n0: 10000", "n0: ten", "found `ten`"),
         ("    rounds: 10", "    rouns: 10", "rouns"),
         ("effect: T, other: C", "effect: T, other: X", "variants.1.other"),

@@ -13,11 +13,12 @@ from typer.testing import CliRunner, Result
 
 from contracts import COORDINATOR, SITES, study
 from sequester.protocols import privacy
+from sequester.protocols.accounting import cap, sigma_for
 from sequester.protocols.errors import PrivacyError, StudyError
 from sequester.protocols.signing import open_document, raw_public, sha256
-from sequester.protocols.study import parse_study, read_study
+from sequester.protocols.study import parse_study, read_study, study_json
 from sequester.server.cli.study import read, register, templates, unnamed
-from sequester.server.forecast import forecast, require_worth, worth
+from sequester.server.forecast import forecast, require_worth, utilities
 
 APP = typer.Typer()
 register(APP)
@@ -139,13 +140,53 @@ def test_the_plan_names_bytes_noise_and_epsilon_and_agrees_with_the_promise(tmp_
 
 @pytest.mark.parametrize(("n0", "verdict"), [(10000, "good"), (200, "noisy"), (29, "refused")])
 def test_the_planning_rule_is_features_against_n0_epsilon(n0: int, verdict: str) -> None:
-    one = study(n0=n0)  # 3 features at epsilon 3: good from n0 300, refused below n0 30
-    assert worth(one) == verdict
+    one = study(n0=n0)  # 3 features, epsilon 2.65 of their own by PLD: good from n0 340, refused below n0 34
+    (model,) = utilities(one)
+    assert (model.features, model.verdict) == (3, verdict) and model.epsilon == pytest.approx(2.65, abs=0.05)
     if verdict == "refused":
         with pytest.raises(PrivacyError, match="noise"):
             require_worth(one)
     else:
         require_worth(one)
+
+
+def test_a_model_that_gets_a_tenth_of_the_study_is_judged_by_its_own_epsilon_and_a_local_one_by_its_larger_noise() -> (
+    None
+):
+    whole = utilities(study())[0]
+    tenth = utilities(study(analyses__0__budget="0.1", analyses__1__budget="0.9"))[0]
+    assert tenth.epsilon < 0.4 * whole.epsilon
+    hopeless = study(n0=50, analyses__0__budget="0.1", analyses__1__budget="0.9")
+    with pytest.raises(PrivacyError, match="score: 3 features at n0 50"):
+        require_worth(hopeless)
+    assert utilities(study(n0=400))[0].verdict == "good"
+    assert utilities(study(n0=400, privacy__mechanism="local"))[0].verdict == "noisy"  # sqrt(3) times the noise
+
+
+@pytest.mark.parametrize("profile", ["cautious", "standard", "open"])
+def test_a_profile_is_its_numbers_once_the_study_is_read(tmp_path: Path, home: Path, profile: str) -> None:
+    path = tmp_path / "s.yaml"
+    assert run("new", path, "--profile", profile, "--home", home).exit_code == 0
+    of = read(path)
+    assert "profile" not in study_json(of)["privacy"]
+    said = json.loads(run("plan", path, "--json").stdout)
+    assert said["profile"] == profile and said["promise"]["filter"] == pytest.approx(
+        float(of.privacy.epsilon), abs=1e-5
+    )
+    order = float(of.privacy.order)  # no order near it needs less noise
+    sigma = {a: sigma_for(cap(float(of.privacy.epsilon), 1e-6, a), 1, a) for a in (0.8 * order, order, 1.25 * order)}
+    assert min(sigma, key=lambda a: sigma[a]) == order
+    assert f"privacy {profile}" in run("check", path).output and profile in run("plan", path).output
+
+
+def test_a_profile_that_is_unknown_or_not_alone_is_refused_with_its_line(tmp_path: Path, home: Path) -> None:
+    assert "cautious, standard, open" in str(run("new", "--profile", "strict", "--home", home).exception.hint)  # type: ignore[union-attr]
+    text = written(tmp_path, home).read_text("utf-8")
+    line = text[: text.index("  profile: standard")].count("\n") + 1
+    with pytest.raises(StudyError, match=f"line {line}: .*no profile `brave`"):
+        read_study(text.replace("profile: standard", "profile: brave"))
+    with pytest.raises(StudyError, match=f"line {line + 1}: .*`epsilon` stands beside"):
+        read_study(text.replace("  profile: standard", "  epsilon: 5\n  profile: standard"))
 
 
 def test_three_or_four_hospitals_are_told_that_strict_is_better() -> None:

@@ -28,6 +28,7 @@ from sequester.protocols.definition import Definition
 from sequester.protocols.errors import RefusalCode, StudyError
 from sequester.protocols.faults import CONDITION as CONDITION
 from sequester.protocols.faults import INSTANT, faults
+from sequester.protocols.profiles import expanded
 from sequester.protocols.signing import canonical
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -297,13 +298,28 @@ def read_study(text: str) -> Study:
             raise StudyError(
                 "this YAML is not a study: a mapping was expected", hint="`sequester-server study new` writes one"
             )
-        return validated(value, text)
+        return validated(_with_numbers(value, text), text)
     except DuplicateKeyError as error:
         raise StudyError(f"a key stands twice: {_where(error)}", hint="keep one of the two") from None
     except YAMLError as error:
         raise StudyError(f"this is not YAML: {_where(error)}", hint="correct the line") from None
     except RecursionError:
         raise StudyError("this YAML is nested too deeply", hint="a study is at most six levels deep") from None
+
+
+def _with_numbers(value: dict[str, Any], text: str) -> dict[str, Any]:
+    """The study's value with the numbers of its privacy profile in place of the name, where it names one."""
+    section = value.get("privacy")
+    if not isinstance(section, dict) or "profile" not in section:
+        return value
+    try:
+        return {**value, "privacy": expanded(section)}
+    except ValueError as error:
+        raise StudyError(
+            f"{_line(text, ('privacy', 'profile'))}privacy.profile: {error}",
+            hint="name a profile and nothing else, or leave it out and give epsilon, delta and order",
+            code=RefusalCode.STUDY,
+        ) from None
 
 
 def _yaml() -> YAML:

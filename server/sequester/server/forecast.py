@@ -1,20 +1,35 @@
 """What a study will cost, said before anybody spends anything: sizes, noise, epsilon, absences, and whether it is worth it.
 
-The planning rule (spec/genomics.md, section 1): private weights are nearly free while features <= n0 epsilon / 300 and
-useless beyond n0 epsilon / 30. Everything follows from the study alone.
+The planning rule (spec/privacy.md, section 5): private weights cost less than 0.01 of AUC while features <= n0 epsilon / 300
+and more than 0.03 from about n0 epsilon / 30; between the two a study is warned, beyond them refused. Epsilon is what PLD
+reports for the model's own charges. Everything follows from the study alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sequester.protocols import privacy, session
+from sequester.protocols import accounting, privacy, session
 from sequester.protocols.analyses.cohort import chosen
 from sequester.protocols.analyses.registry import Plan, leaves_a_model
 from sequester.protocols.errors import PrivacyError, RefusalCode
+from sequester.protocols.profiles import profile_of
 from sequester.protocols.study import Study
 
 FREE, USELESS = 300, 30
+# AUC lost to privacy, from and to, against the same features pooled and fitted without noise
+LOSSES = {"good": (0.0, 0.01), "noisy": (0.01, 0.03), "refused": (0.03, 0.5)}
+
+
+@dataclass(frozen=True, slots=True)
+class Utility:
+    """What privacy costs one model: `verdict` is `good`, `noisy` or `refused`, `loss` the AUC it may lose, from and to."""
+
+    analysis: str
+    features: int
+    epsilon: float
+    verdict: str
+    loss: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +51,10 @@ class AnalysisForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The whole study; `verdict` is `good`, `noisy` or `refused` by the planning rule, None without private models."""
+    """The whole study; `verdict` is that of its most costly private model, None without private models.
+
+    `profile`: the named profile whose numbers the study has, None for numbers of its own.
+    """
 
     digest: str
     sites: int
@@ -46,7 +64,9 @@ class Forecast:
     honest_adders: int
     analyses: tuple[AnalysisForecast, ...]
     bytes_a_site: int
+    profile: str | None
     promise: privacy.Promise | None
+    utility: tuple[Utility, ...]
     features: int
     verdict: str | None
     advice: tuple[str, ...]
@@ -59,7 +79,8 @@ def forecast(study: Study) -> Forecast:
     privacy.check_calibrated(study)
     privacy.check_headroom(study)
     rows = tuple(_analysis(study, plan) for plan in study.analyses)
-    verdict = worth(study)
+    models = utilities(study)
+    worst = max(models, key=lambda model: list(LOSSES).index(model.verdict), default=None)
     return Forecast(
         digest=privacy.study_digest(study),
         sites=len(study.sites),
@@ -69,40 +90,44 @@ def forecast(study: Study) -> Forecast:
         honest_adders=privacy.noise_adders(study),
         analyses=rows,
         bytes_a_site=sum(row.bytes_in_all for row in rows),
+        profile=profile_of(study.privacy),
         promise=privacy.promise(study),
-        features=private_features(study) or 0,
-        verdict=verdict,
-        advice=_advice(study, verdict),
+        utility=models,
+        features=max((model.features for model in models), default=0),
+        verdict=worst.verdict if worst else None,
+        advice=_advice(study, models),
     )
 
 
-def worth(study: Study) -> str | None:
-    """`good`, `noisy` or `refused` for the study's private models; None where it has none."""
-    d = private_features(study)
-    if d is None:
-        return None
-    reach = study.n0 * float(study.privacy.epsilon)
-    return "good" if d <= reach / FREE else "noisy" if d <= reach / USELESS else "refused"
-
-
-def private_features(study: Study) -> int | None:
-    """Features of the study's widest private model; None where it trains none."""
+def utilities(study: Study) -> tuple[Utility, ...]:
+    """The planning rule for each private model of a study."""
+    study = privacy.calibrate(study)
     models = [plan for plan in study.analyses if plan.mode == "private" and leaves_a_model(plan)]
-    return max(
-        (len(chosen(study, getattr(plan, "features", "all"), getattr(plan, "leave_out", ()))) for plan in models),
-        default=None,
-    )
+    return tuple(_utility(study, plan) for plan in models)
+
+
+def _utility(study: Study, plan: Plan) -> Utility:
+    d = len(chosen(study, getattr(plan, "features", "all"), getattr(plan, "leave_out", ())))
+    charged = [event for event in privacy.events(study) if event.analysis == plan.name]
+    epsilon = accounting.epsilon_pld(charged, float(study.privacy.delta))
+    reach = study.n0 * epsilon
+    if study.privacy.mechanism == "local":
+        reach /= len(study.sites) ** 0.5  # the whole noise at each hospital: sqrt(S) times as much on their sum
+    verdict = "good" if d <= reach / FREE else "noisy" if d <= reach / USELESS else "refused"
+    return Utility(plan.name, d, epsilon, verdict, LOSSES[verdict])
 
 
 def require_worth(study: Study) -> None:
     """`PrivacyError` for a study that would spend patients' budget and learn nothing."""
-    if worth(study) == "refused":
-        raise PrivacyError(
-            f"{private_features(study)} features at n0 {study.n0} and epsilon {study.privacy.epsilon}: beyond n0 epsilon / "
-            f"{USELESS} = {study.n0 * float(study.privacy.epsilon) / USELESS:.0f} private weights are noise",
-            hint="use fewer features (a published score counts as one), more patients, or the exact mode's consent",
-            code=RefusalCode.BUDGET,
-        )
+    for model in utilities(study):
+        if model.verdict == "refused":
+            raise PrivacyError(
+                f"{model.analysis}: {model.features} features at n0 {study.n0} and epsilon {model.epsilon:.2f} are beyond "
+                f"n0 epsilon / {USELESS}: private weights would be noise",
+                hint="use fewer features (a published score counts as one), more patients, a larger budget share, or the "
+                "exact mode's consent",
+                code=RefusalCode.BUDGET,
+            )
 
 
 def _analysis(study: Study, plan: Plan) -> AnalysisForecast:
@@ -128,7 +153,7 @@ def _analysis(study: Study, plan: Plan) -> AnalysisForecast:
     )
 
 
-def _advice(study: Study, verdict: str | None) -> tuple[str, ...]:
+def _advice(study: Study, models: tuple[Utility, ...]) -> tuple[str, ...]:
     said = []
     n = len(study.sites)
     params = privacy.session_params(study)
@@ -139,10 +164,12 @@ def _advice(study: Study, verdict: str | None) -> tuple[str, ...]:
     else:
         least = min(session.floor(params, active) for active in range(params.min_active, n + 1))
         said.append(f"double: a round counts with {least} hospitals or more")
-    if verdict == "noisy":
-        said.append(
-            f"{private_features(study)} features are more than n0 epsilon / {FREE}: expect a visible loss; rehearse the study"
-        )
+    for model in models:
+        if model.verdict == "noisy":
+            said.append(
+                f"{model.analysis}: {model.features} features are more than n0 epsilon / {FREE}: expect a visible loss; "
+                "rehearse the study"
+            )
     if any(plan.mode == "exact" for plan in study.analyses):
         said.append("exact analyses: every hospital's policy must name them, and the life epsilon of its data ends")
     return tuple(said)

@@ -24,10 +24,11 @@ from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import RefusalCode, SiteError, StudyError
 from sequester.protocols.faults import INSTANT
+from sequester.protocols.profiles import profile_of
 from sequester.protocols.signing import fingerprint, open_document, raw_public, sha256, sign_document
 from sequester.protocols.study import Study
 
-TEMPLATE = "approval/1"
+TEMPLATE = "approval/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,13 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
     lines.append(f"  at most {total} bytes in all, and the messages that carry them")
     promise = privacy.promise(study)
     if promise is not None:
+        profile = profile_of(study.privacy)
         lines += [
             "",
+            f"Privacy {f'profile `{profile}`' if profile else 'by numbers of its own, no named profile'}: epsilon "
+            f"{one_spelling(study.privacy.epsilon)} by design, {promise.all_others_collude:.3f} if everybody else colludes.",
             f"Cost: epsilon {promise.pld:.3f} at delta {one_spelling(study.privacy.delta)} if every spare attempt is used "
             f"({promise.pld_without_spares:.3f} if none), one patient's whole record, {study.privacy.adjacency}.",
-            f"If all other hospitals and the exchange collude: {promise.all_others_collude:.3f}. "
             f"For a patient who is in two hospitals: {promise.two_copies:.3f}.",
         ]
     for plan in study.analyses:

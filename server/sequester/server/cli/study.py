@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sequester.protocols import privacy
+from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import StudyError
 from sequester.protocols.faults import INSTANT
+from sequester.protocols.profiles import PROFILES, PURPOSES, profile_of
 from sequester.protocols.signing import fingerprint, open_document, sha256, sign_document
 from sequester.protocols.study import Study, parse_study, read_study, study_json, validated
 from sequester.server.config import home as home_of
@@ -56,6 +58,9 @@ def new(
     output: Annotated[Path | None, typer.Argument(help="Default: print it. An existing file is left alone.")] = None,
     template: Annotated[str, typer.Option("--template", help="A wrong name lists them.")] = "risk-score",
     site: Annotated[list[str] | None, typer.Option("--site", help="NAME=KEY (hex), once for each hospital.")] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", help="Of privacy: " + "; ".join(f"{n}: {p}" for n, p in PURPOSES.items()) + ".")
+    ] = "standard",
     consortium: Annotated[str, typer.Option("--consortium", help="Default: this home's consortium.")] = "",
     days: Annotated[int, typer.Option("--days", min=1, help="Days until the study expires.")] = 180,
     home: HomeOption = None,
@@ -64,10 +69,12 @@ def new(
     known = templates()
     if template not in known:
         raise StudyError(f"no template `{template}`", hint=f"there are: {', '.join(sorted(known))}")
+    if profile not in PROFILES:
+        raise StudyError(f"no privacy profile `{profile}`", hint=f"there are: {', '.join(PROFILES)}")
     place = home_of(home)
     if not consortium and (place.coordinator / "consortium.toml").is_file():
         consortium = place.config(place.coordinator).consortium
-    text = known[template]
+    text = re.sub(r"^  profile: standard ", f"  profile: {profile:8} ", known[template], count=1, flags=re.MULTILINE)
     if consortium:
         text = _set(text, "consortium", consortium)
     text = _set(text, "expires", (datetime.now(UTC) + timedelta(days=days)).strftime(INSTANT))
@@ -108,6 +115,10 @@ def check(path: StudyArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"digest": privacy.study_digest(study), "open": open_ends}, indent=2))
         return
     typer.echo(f"{path}: a study of {len(study.analyses)} analyses at {len(study.sites)} hospitals; no fault found.")
+    asked = study.privacy
+    typer.echo(
+        f"privacy {profile_of(asked) or 'by numbers of its own'}: epsilon {asked.epsilon}, delta {one_spelling(asked.delta)}."
+    )
     for sentence in open_ends:
         typer.echo(f"still open: {sentence}")
     typer.echo(f"next: `sequester-server study plan {path}` says what it costs.")
@@ -221,12 +232,19 @@ def _print(study: Study, said: Forecast) -> None:
     if said.promise is not None:
         p = said.promise
         lines += [
+            f"Privacy profile: {said.profile or 'none, numbers of its own'}.",
             f"epsilon {p.filter:.3f} by the filter, {p.pld:.3f} by PLD with every spare used, {p.pld_without_spares:.3f} "
             f"with none, at delta {float(study.privacy.delta):g}.",
             f"A patient in two hospitals: {p.two_copies:.3f}. Everybody else colludes: {p.all_others_collude:.3f}.",
         ]
-    if said.verdict is not None:
-        lines.append(f"{said.features} features for n0 {study.n0}: {said.verdict}.")
+    for model in said.utility:
+        low, high = model.loss
+        lost = f"more than {low:g}" if model.verdict == "refused" else f"at most {high:g}"
+        measured = "" if study.phenotype.kind == "binary" else ", which was measured on yes/no outcomes"
+        lines.append(
+            f"{model.analysis}: {model.features} features for n0 {study.n0} at epsilon {model.epsilon:.2f} of its own: "
+            f"{model.verdict}. Privacy costs {lost} of AUC by the planning rule{measured}."
+        )
     for line in (*lines, *said.advice):
         console.print(line, soft_wrap=True)
     for site in study.sites:
