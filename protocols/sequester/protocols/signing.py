@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from sequester.protocols.errors import RefusalCode, StudyError
 
-KINDS = frozenset({"study", "member", "approval", "refusal", "order", "receipt", "audit"})
+KINDS = frozenset(
+    {"study", "member", "approval", "refusal", "order", "receipt", "audit", "verdict", "waiver", "countersignature"}
+)
 MAX_DOCUMENT = 4 * 1024 * 1024
 
 
