@@ -26,9 +26,9 @@ from typing import Any
 import psutil
 import pytest
 
-from one_machine.consortium import PORTS, Consortium, Published, Site
-from one_machine.memory import kind_of
-from one_machine.processes import Running
+from sequester.one_machine.consortium import PORTS, Consortium, Published, Site
+from sequester.one_machine.memory import kind_of
+from sequester.one_machine.processes import Running
 from sequester.server.flower.control import Control
 from sequester.simulate.hospitals import Hospital, hospitals
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from one_machine.consortium import CLIENT, SERVER, Consortium, Published, Site
-from one_machine.processes import Running, environment, python
+from sequester.one_machine.consortium import CLIENT, SERVER, Consortium, Published, Site
+from sequester.one_machine.processes import Running, environment, python
 from sequester.simulate.plink import Line, write_bed
 
 NAMES = ("drenthe", "gouda", "zeeland")

@@ -14,19 +14,16 @@ import json
 import os
 import resource
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import simulation
 
-from one_machine.consortium import Consortium, Published, Site
-from one_machine.phases import Phases
-from one_machine.processes import INTERRUPTS, Failed, Running, python
+from sequester.one_machine.consortium import Consortium, Published, Site
+from sequester.one_machine.phases import Phases
+from sequester.one_machine.processes import INTERRUPTS, Failed, Running, python
 
 CONSORTIUM, EPSILON, PEOPLE = "demo", 3, 10_000
 HELD_OUT = 0.25

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,12 +23,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import oracles
-from one_machine.consortium import Consortium, Published, Site
-from one_machine.phases import Phases
-from one_machine.processes import INTERRUPTS, Failed, python
+from sequester.one_machine.consortium import Consortium, Published, Site
+from sequester.one_machine.phases import Phases
+from sequester.one_machine.processes import INTERRUPTS, Failed, python
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study
 

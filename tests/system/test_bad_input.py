@@ -22,8 +22,8 @@ import pytest
 
 import consortium as listening
 from lowlands import WAIT_S, Copy, Lowlands, Said, client, client_line, said, server
-from one_machine.consortium import Published
-from one_machine.processes import environment
+from sequester.one_machine.consortium import Published
+from sequester.one_machine.processes import environment
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.signing import MAX_DOCUMENT
 from sequester.server import authority

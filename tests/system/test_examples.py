@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from one_machine.consortium import edited
+from sequester.one_machine.consortium import edited
 from sequester.protocols import privacy
 from sequester.protocols.study import Study, read_study
 from sequester.server.cli.study import templates

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from killing import Alps, below, below_bound, founded, is_running, small_disk
-from one_machine.consortium import Published
+from sequester.one_machine.consortium import Published
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

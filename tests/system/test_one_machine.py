@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from one_machine import memory
-from one_machine.consortium import Site
-from one_machine.memory import kind_of
-from one_machine.processes import Failed, Processes, environment, python
+from sequester.one_machine import memory
+from sequester.one_machine.consortium import Site
+from sequester.one_machine.memory import kind_of
+from sequester.one_machine.processes import Failed, Processes, environment, python
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 SLEEPS = "import time; time.sleep(600)"
@@ -72,9 +72,8 @@ def test_a_grandchild_that_outlives_its_parent_is_ended_and_said(
 
 def test_what_it_started_ends_when_this_program_is_killed(tmp_path: Path) -> None:
     program = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2] / "deploy")!r})
 from pathlib import Path
-from one_machine.processes import Processes, python
+from sequester.one_machine.processes import Processes, python
 import time
 with Processes(Path({str(tmp_path / "log")!r})) as processes:
     print(processes.start("one", "sleeper", python("-c", "import time; time.sleep(600)")).pid, flush=True)

@@ -22,8 +22,8 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 
 from lowlands import CAN_ISOLATE, NAMES, POLICY, Copy, Lowlands, Said
-from one_machine.consortium import Published, Site
 from sequester.client.gate.flower import door
+from sequester.one_machine.consortium import Published, Site
 from sequester.protocols import privacy
 from sequester.protocols.signing import open_document, sha256, sign_document
 from sequester.protocols.study import study_json, validated

@@ -24,10 +24,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from lowlands import CAN_ISOLATE, NAMES, POLICY, Lowlands, client_line
-from one_machine.consortium import Published, Site
-from one_machine.memory import kind_of
 from sequester.client.gate import control
 from sequester.client.gate.flower import door
+from sequester.one_machine.consortium import Published, Site
+from sequester.one_machine.memory import kind_of
 from sequester.protocols.errors import SiteError
 from sequester.protocols.signing import open_document
 

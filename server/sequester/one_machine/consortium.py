@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 
-from one_machine.processes import Failed, Processes, Running, python
+from sequester.one_machine.processes import Failed, Processes, Running, python
 
 Value = TypeVar("Value")
 Say = Callable[[str], None]

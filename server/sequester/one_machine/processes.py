@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from one_machine.memory import Watch
+import sequester
+from sequester.one_machine.memory import Watch
 
-ROOT = Path(__file__).resolve().parents[2]
 TAIL_LINES = 15
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded here: nothing may be imported between fork and exec
@@ -112,9 +112,9 @@ class Running:
 def environment() -> dict[str, str]:
     """What every process here is started with: this program's own, and the words that keep Flower at home.
 
-    The paths of the checkout come first, so that a checkout runs itself whatever is installed.
+    The places this program was loaded from come first, so that a checkout runs itself whatever is installed.
     """
-    paths = [str(ROOT / part) for part in ("protocols", "client", "server")]
+    paths = [str(Path(part).parent) for part in sequester.__path__]
     inherited = os.environ.get("PYTHONPATH")
     return {
         **os.environ,
