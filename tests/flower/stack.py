@@ -38,7 +38,7 @@ from sequester.server.flower.control import Control, SuperLinkError
 from sequester.server.flower.superlink import superexec_command
 
 
-def until(what: str, true: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(what: str, true: Callable[[], Any], seconds: float = 90.0) -> Any:
     """The first true value; an assertion that names what did not happen."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -295,7 +295,7 @@ class Stack:
             self.online(site)
         return site
 
-    def online(self, site: Site, seconds: float = 30.0) -> None:
+    def online(self, site: Site, seconds: float = 90.0) -> None:
         def is_online() -> bool:
             try:
                 with self.control() as control:
@@ -321,7 +321,7 @@ class Stack:
         with self.control() as control:
             return control.status(run_id)
 
-    def heard(self, digest: str, site: Site, seconds: float = 30.0) -> str:
+    def heard(self, digest: str, site: Site, seconds: float = 150.0) -> str:
         """The first thing the exchange hears of a site."""
         return str(until(f"{site.name} answers", lambda: self.exchange.heard(digest, site.name), seconds)[0])
 

@@ -214,6 +214,8 @@ def test_a_way_out_that_was_closed_is_open_again_without_a_new_supernode(flower:
     site.supernode()
     site.executor()
     flower.online(site)
+    asked = proxy.asked  # a SuperNode whose activation is not yet answered would ask twice and be refused for good
+    until("the SuperNode has asked again", lambda: proxy.asked > asked)
     proxy.open = False
     proxy.cut()
     until("the proxy has said no", lambda: proxy.refused >= 2)
@@ -232,6 +234,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.open = True
         self.refused = 0
+        self.asked = 0  # how often bytes came from the near side
         self._far = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -249,7 +252,9 @@ class Proxy:
     def _one(self, near: Any) -> None:
         head = b""
         while b"\r\n\r\n" not in head:
-            head += near.recv(4096)
+            if not (data := near.recv(4096)):
+                return
+            head += data
         if not self.open:
             self.refused += 1
             near.sendall(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n")
@@ -259,11 +264,12 @@ class Proxy:
         near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
         self._sockets += [near, far]
         for a, b in ((near, far), (far, near)):
-            threading.Thread(target=self._carry, args=(a, b), daemon=True).start()
+            threading.Thread(target=self._carry, args=(a, b, a is near), daemon=True).start()
 
-    def _carry(self, a: Any, b: Any) -> None:
+    def _carry(self, a: Any, b: Any, up: bool) -> None:
         with suppress(OSError):
             while data := a.recv(65536):
+                self.asked += up
                 b.sendall(data)
             b.shutdown(socket.SHUT_WR)
 
