@@ -246,6 +246,7 @@ def _cell(cell: list[str], form: list[str], k: int, alternatives: int, hemizygou
         numbers = cell[i].split(",") if i < len(cell) else ["."]
         if len(numbers) >= k and numbers[k - 1] not in (".", ""):
             return min(2.0, max(0.0, float(np.float32(numbers[k - 1]))))
+        return -9.0 if value is None else value  # a row of dosages only, and this person has none
     return value
 
 

@@ -54,6 +54,7 @@ def changed(**fields: str) -> list[str]:
         ([ROW, changed(first="0/0\r")], None),
         ([changed(format="GT:DS", first="0/0:2.7")], "a dosage outside 0..2"),
         ([changed(format="GT:DS", first="0/0:")], "line 9: an empty field of a sample"),
+        ([changed(format="GT:DS", first="0/0:0X.25")], "line 9: a sample's number begins with 0x"),
         ([ROW, changed(chrom="##1")], "line 10: a header line among the rows"),
         ([], "no variants"),
         ([changed(alt="G", first="0/3")], "name an allele their row does not list"),

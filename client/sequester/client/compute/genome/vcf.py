@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ _LONGEST_HEADER, _LONGEST_LINE = 1 << 26, 1 << 28
 _BEYOND_SHARE = 0.01  # of all calls, from which a file whose calls name alleles it does not list is refused
 _TOLERANCE = 1e-3  # of a dosage over 2: files print three digits
 _EMPTY = tuple(a + b for a in (b"\t", b":", b",") for b in (b"\t", b":", b","))
+_HEXADECIMAL = re.compile(rb"[\t:,][-+]?0[xX]")
 _QUALITY = ("R2", "DR2", "INFO")
 
 
@@ -149,6 +151,9 @@ class VcfFile:
             raise SiteError(
                 f"{self.path.name} line {number}: an empty field of a sample", hint="`.` stands for nothing"
             )
+        # and 0x1 as a hexadecimal one, which no VCF file has (VCF 4.3, section 1.3)
+        if self.has_dosages and (b"0x" in cells or b"0X" in cells) and _HEXADECIMAL.search(cells):
+            raise SiteError(f"{self.path.name} line {number}: a sample's number begins with 0x", hint=COPY_AGAIN)
         return fields[4].count(b",") + 1
 
     def _lines(self, digest: Any) -> Iterator[tuple[int, bytes]]:
