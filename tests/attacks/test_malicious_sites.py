@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attacks.adversary import LENGTH, Adversary, said, task
+from attacks.adversary import LENGTH, Adversary, ledger_head, said, task
 from contracts import exact_study, study
 from sequester.client.gate.contribution import noise_share
 from sequester.client.gate.journal import Journal
@@ -26,6 +26,7 @@ from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import PeerError, PrivacyError, SiteError, StudyError
 from sequester.protocols.quantise import Codec, RingVector
+from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
@@ -37,6 +38,8 @@ from sequester.protocols.secagg.messages import (
     Message,
     Outcome,
     Persist,
+    Ratification,
+    RoundStart,
     Send,
     StoreOutbox,
     UnmaskShares,
@@ -84,6 +87,60 @@ def test_an_honest_round_has_the_exact_sum() -> None:
     sites, end = run(4, lambda i, message: [(i, message)])
     assert isinstance(end, Outcome)
     exact_or_nothing(sites, end)
+
+
+def setting_up(sites: Adversary) -> tuple[Aggregator, list[bytes]]:
+    """The product's aggregator, with a key of every site and no ratification; its journal."""
+    aggregator, journal = Aggregator(sites.params, 1.0), []
+    for adv in sites.advs:
+        journal += [e.record for e in aggregator.handle(adv.index, adv) if isinstance(e, Persist)]
+    assert aggregator.state == "RATIFYING"
+    return aggregator, journal
+
+
+def signed_again(sites: Adversary, r: Ratification, **changed: object) -> Ratification:
+    """A ratification changed by the site whose it is."""
+    made = replace(r, **changed)  # type: ignore[arg-type]
+    return replace(
+        made, signature=sites.signs[r.index](keys.ratification_bytes(r.session_id, r.roster_hash, made.seen))
+    )
+
+
+def test_site_that_ratifies_what_a_peer_never_signed_ends_the_set_up_with_its_own_name() -> None:
+    sites = Adversary(4, 1)
+    mine = sites.ratifications[2]
+    invented = replace(sites.advs[0], counter=99)  # site 0 never signed that
+    other = replace(sites.advs[0], data_set="other", counter=99, signature=b"")  # nor joined with that
+    other = replace(other, signature=sites.signs[0](keys.advertisement_bytes(other)))
+    for named, behind in ((bytes(32), ()), (keys.seen_hash(invented), (invented,)), (keys.seen_hash(other), (other,))):
+        aggregator, _ = setting_up(sites)
+        for r in sites.ratifications[:2]:
+            aggregator.handle(r.index, r)
+        bad = signed_again(sites, mine, seen=(named, *mine.seen[1:]), seen_advertisements=behind)
+        (end,) = [e for e in aggregator.handle(2, bad) if isinstance(e, Abandoned)]
+        assert end.suspects == (2,) and end.session_over and "site 2 ratified" in end.reason, end
+        assert aggregator.state == "FAILED"
+
+
+def test_what_a_site_ratifies_reaches_its_peer_though_the_exchange_forgot_it_and_both_were_restarted() -> None:
+    sites = Adversary(4, 1, joined=False)
+    sites.advertise()
+    earlier = replace(sites.advs[0], counter=0, head=ledger_head(0), signature=b"")
+    earlier = replace(earlier, signature=sites.signs[0](keys.advertisement_bytes(earlier)))
+    sites.rules[2].seen[sites.params.roster[0], earlier.data_set] = earlier
+    sites.ratify()
+    assert Send(sites.ratifications[2]) in sites.restart(2).resume()
+    assert sites.ratifications[2].seen_advertisements == (earlier,)
+    aggregator, journal = setting_up(sites)
+    for r in sites.ratifications:
+        journal += [e.record for e in aggregator.handle(r.index, r) if isinstance(e, Persist)]
+    assert aggregator.state == "READY"
+    for machine in (aggregator, Aggregator.restore(journal, sites.params, 1.0)):
+        start = machine.start_round(1, (0, 1, 2, 3), LENGTH, LENGTH, task(1), b"model")
+        (to_zero,) = [e.message for e in start if isinstance(e, Send) and e.to == 0]
+        assert isinstance(to_zero, RoundStart)
+        assert to_zero.ratifications[2].seen_advertisements == (earlier,)
+        assert all(r.seen_advertisements == () for r in to_zero.ratifications if r.index != 2)
 
 
 @pytest.mark.parametrize("n", [3, 4, 5])

@@ -317,8 +317,8 @@ def _read_advertisement(a: pb.KeyAdvertisement) -> m.KeyAdvertisement:
     )  # fmt: skip
 
 
-def _read_ratification(r: pb.Ratification) -> m.Ratification:
-    if len(r.seen) > MAX_SITES or len(r.seen_advertisements) > 1:
+def _read_ratification(r: pb.Ratification, behind: int = 1) -> m.Ratification:
+    if len(r.seen) > MAX_SITES or len(r.seen_advertisements) > behind:
         raise PeerError("a ratification with too many entries")
     return m.Ratification(
         _index(r.index), _sized(r.session_id, 32), _sized(r.roster_hash, 32), tuple(_sized(s, 0, 32) for s in r.seen),
@@ -380,7 +380,7 @@ def _message(x: Any, payload: bytes | bytearray, limits: Limits) -> Any:
                 raise PeerError("a roster of too many sites")
             return m.Roster(tuple(map(_read_advertisement, x.advertisements)))
         case pb.Ratification():
-            return _read_ratification(x)
+            return _read_ratification(x, MAX_SITES)  # a site's own, to the exchange: all that it names
         case pb.SurvivorProposal():
             return m.SurvivorProposal(_sized(x.ctx, 32), x.version, _ascending(x.survivors), _salts(x.salts))
         case pb.SurvivorAck():

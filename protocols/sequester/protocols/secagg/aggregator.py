@@ -95,6 +95,7 @@ class Aggregator:
         self._advs: dict[int, KeyAdvertisement] = {}
         self._ratifications: dict[int, Ratification] = {}
         self._known_advs: dict[bytes, KeyAdvertisement] = {}  # hash -> advertisement, across studies
+        self._founded: set[tuple[int, bytes]] = set()  # (site, hash) of what was found to be signed by the site
         self._closed: dict[int, tuple[int, int]] = {}  # site -> (highest closing counter, closings)
         self._readied: set[int] = set()
         self._round: _Open | None = None
@@ -299,12 +300,34 @@ class Aggregator:
             raise PeerError(f"the ratification of site {sender} is not its own for this roster")
         if self.state != "RATIFYING" or sender in self._ratifications:
             return []
+        behind = {keys.seen_hash(a): a for a in ratification.seen_advertisements}
+        for j, named in enumerate(ratification.seen):
+            if not self._is_founded(j, named, behind.get(named, self._known_advs.get(named))):
+                # forwarded, it would have site j refuse the set-up, and nobody could say through whose fault
+                return self._fail(f"site {sender} ratified an advertisement that site {j} never signed", (sender,))
+        named_advs = tuple(behind[named] for named in ratification.seen if named in behind)
+        self.knows(named_advs)
+        ratification = replace(ratification, seen_advertisements=named_advs)
         self._ratifications[sender] = ratification
-        row = {"index": sender, "seen": [s.hex() for s in ratification.seen], "signature": ratification.signature.hex()}
+        row = {
+            "index": sender, "seen": [s.hex() for s in ratification.seen], "signature": ratification.signature.hex(),
+            "behind": list(map(adv_json, ratification.seen_advertisements)),
+        }  # fmt: skip
         if len(self._ratifications) == len(self.params.roster):
             self.state = "READY"
             self._token += 1
         return [Persist(_record("ratification", row))]
+
+    def _is_founded(self, j: int, named: bytes, adv: KeyAdvertisement | None) -> bool:
+        """True where `named` is empty, or names an advertisement of site j, of the data set that it joined with."""
+        if not named or (j, named) in self._founded:
+            return True
+        if adv is None or adv.data_set != self._advs[j].data_set:
+            return False
+        if not keys.is_signed(self.params.roster[j], adv.signature, keys.advertisement_bytes(adv)):
+            return False
+        self._founded.add((j, named))
+        return True
 
     def _start_for(self, index: int) -> RoundStart:
         """The round's start; with the ratifications, and the site's own advertisements behind them, until it is ready."""
@@ -630,7 +653,11 @@ class Aggregator:
                 roster = keys.roster_hash(self.session_id, [self._advs[i].kx for i in sorted(self._advs)])
                 seen = tuple(bytes.fromhex(s) for s in row["seen"])
                 signature = bytes.fromhex(row["signature"])
-                self._ratifications[row["index"]] = Ratification(row["index"], self.session_id, roster, seen, signature)
+                behind = tuple(map(adv_from_json, row.get("behind", ())))
+                self.knows(behind)
+                self._ratifications[row["index"]] = Ratification(
+                    row["index"], self.session_id, roster, seen, signature, behind
+                )
                 if len(self._ratifications) == len(self.params.roster):
                     self.state = "READY"
             case "round":

@@ -157,6 +157,7 @@ class Member:
         self._roster_hash = b""
         self._pairs: dict[int, bytes] = {}
         self._seen: tuple[bytes, ...] = ()
+        self._behind: tuple[KeyAdvertisement, ...] = ()  # the advertisements that `_seen` names
         self._ready = False
         self._round: _Round | None = None
         self._held: RoundStart | None = None
@@ -268,20 +269,25 @@ class Member:
             raise PeerError("exchange keys repeat, or mine was changed", code=RefusalCode.ROSTER)
         roster = keys.roster_hash(self.session_id, [adv.kx for adv in advs])
         pairs = keys.pair_keys(self._kx, self._index, [adv.kx for adv in advs], roster)
-        seen = []
+        seen, behind = [], []
         for adv, key in zip(advs, self._params.roster, strict=True):
             # before the new one is kept: a ledger that was put back and has grown again since would pass for the newest
             highest = self._rules.highest_seen(key, adv.data_set)
             seen.append(keys.seen_hash(highest) if highest is not None else b"")
+            behind += [highest] if highest is not None else []
             self._rules.saw(key, adv)
-        self._roster_hash, self._pairs, self._seen = roster, pairs, tuple(seen)
+        self._roster_hash, self._pairs, self._seen, self._behind = roster, pairs, tuple(seen), tuple(behind)
         self.state = "RATIFIED"
-        record = {"kx": [adv.kx.hex() for adv in advs], "seen": [s.hex() for s in seen]}
+        record = {
+            "kx": [adv.kx.hex() for adv in advs], "seen": [s.hex() for s in seen], "behind": list(map(adv_json, behind)),
+        }  # fmt: skip
         return [Persist(_record("roster", record)), Send(self._ratification())]
 
     def _ratification(self) -> Ratification:
         statement = keys.ratification_bytes(self.session_id, self._roster_hash, self._seen)
-        return Ratification(self._index, self.session_id, self._roster_hash, self._seen, self._sign(statement))
+        return Ratification(
+            self._index, self.session_id, self._roster_hash, self._seen, self._sign(statement), self._behind
+        )
 
     def _check_ratifications(self, ratifications: Sequence[Ratification]) -> list[Effect]:
         """Nothing where all N agree; the effects of HALTED on equivocation or a rolled-back ledger; else refuse."""
@@ -756,6 +762,7 @@ class Member:
                 self._roster_hash = keys.roster_hash(self.session_id, publics)
                 self._pairs = keys.pair_keys(self._kx, self._index, publics, self._roster_hash)
                 self._seen = tuple(bytes.fromhex(s) for s in row["seen"])
+                self._behind = tuple(map(adv_from_json, row.get("behind", ())))
                 self.state = "RATIFIED"
             case "ready":
                 self._ready = True

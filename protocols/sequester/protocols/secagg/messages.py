@@ -53,7 +53,7 @@ class Roster:
 class Ratification:
     """`seen[j]` is the hash of the highest advertisement journalled for (site j, its data set), b"" where none.
 
-    `own_seen` is filled in by the exchange when it forwards to site i: i's own advertisement behind seen[i], if any.
+    A site sends the advertisements that it names along; the exchange forwards to site j only j's own one, if any.
     """
 
     index: int
