@@ -15,9 +15,13 @@ import pytest
 
 import loopback
 from loopback import BUNDLE, Loopback, enrolled
+from sequester.client.gate import approval
 from sequester.client.gate.audit import verify, witnesses
+from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import RefusalCode, StudyError
-from sequester.protocols.signing import sha256
+from sequester.protocols.signing import sha256, sign_document
+from sequester.protocols.wire import hello
+from sequester.server import exchange as module
 from sequester.simulate.hospitals import Hospital, hospitals
 
 pytestmark = pytest.mark.system
@@ -184,6 +188,79 @@ def test_a_hospital_that_leaves_ends_a_strict_study_with_its_name(alps: Loopback
             status = await alps.ended(digest)
             assert status["state"] == "abandoned" and "metro" in status["reason"], status
             assert gate.outcome(digest) == "withdrawn"
+
+    loopback.run(main)
+
+
+def test_a_struck_hospital_loses_its_stream_and_no_study_starts_with_it(alps: Loopback, simulated: object) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(
+                alps, long(simulated, aggregation={"mode": "strict", "round_deadline_s": 300}, **SMALL)
+            )
+            later = await alps.publish_and_approve(alps.study(risk(simulated, lineage="later", **SMALL)))
+            await closed(alps, digest, 3)
+            gate = alps.hospitals["metro"].gate
+            assert gate is not None
+            said = await asyncio.to_thread(alps.founded.verb, "refuse", "metro")
+            assert said.exit_code == 0, said.output
+            status = await alps.ended(digest)  # long before the round's own deadline
+            assert status["state"] == "abandoned" and "left: metro" in status["reason"], status
+            await alps.until(lambda: not gate.sessions[digest].stands.is_set())
+            with pytest.raises(StudyError, match="metro: no longer among the hospitals admitted here"):
+                exchange.start(later)
+            assert exchange.status(later)["state"] == "approved"
+
+    loopback.run(main)
+
+
+def test_what_one_hospital_may_keep_open_or_have_kept_is_bounded(
+    alps: Loopback, simulated: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    async def stream(digest: str) -> None:
+        """A stream of lake's that says Hello and nothing else."""
+        frames = [hello(bytes.fromhex(digest))]
+
+        async def read() -> pb.Frame | None:
+            return frames.pop() if frames else await silent()
+
+        async def write(frame: pb.Frame) -> None:
+            return
+
+        assert alps.exchange is not None
+        await alps.exchange.session("lake", read, write)
+
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = exchange.publish(alps.signed(alps.study(risk(simulated))), BUNDLE)
+            identity = approval.identity(alps.hospitals["lake"].home, "alps")
+            for number in range(40):  # forty sets of people whom the hospital asks
+                body = {
+                    "study": digest,
+                    "site": "lake",
+                    "approvers": [f"a{number}", f"b{number}"],
+                    "role": f"a{number}",
+                }
+                exchange.decide("lake", sign_document("approval", body, identity))
+            assert set(exchange.store.decisions(digest)["lake"]) == {"a39"}
+            with pytest.raises(StudyError, match=r"a decision of \d+ bytes"):
+                exchange.decide("lake", sign_document("approval", body | {"person": "x" * 20_000}, identity))
+            await exchange.control(digest, "withdraw")
+            monkeypatch.setattr(module, "FAREWELL_S", 1.0)
+            three = [asyncio.create_task(stream(digest)) for _ in range(3)]
+            ended = await asyncio.gather(*three, return_exceptions=True)
+            assert ended[:2] == [None, None] and "takes no leave" in str(ended[2])  # one stands, for a while
+            many = [asyncio.create_task(exchange.session("lake", silent, silent)) for _ in range(module.STREAMS)]
+            await asyncio.sleep(0)
+            with pytest.raises(StudyError, match="64 streams of `lake` stand"):
+                await stream(digest)
+            for task in many:
+                task.cancel()
+            await asyncio.gather(*many, return_exceptions=True)
+            assert exchange._farewells == {} and not +exchange._open
 
     loopback.run(main)
 

@@ -13,11 +13,18 @@ from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study
 
 REFUSAL = "refusal"
-_MAX_ROLES = 16
+_MAX_ROLES, _MAX_BYTES = 16, 1 << 14
 
 
-def read(document: bytes, site: str, study_of: Callable[[str], Study]) -> tuple[str, str]:
-    """(study digest, role) of a decision that this hospital signed; the role of a no is "refusal"."""
+def read(document: bytes, site: str, study_of: Callable[[str], Study]) -> tuple[str, str, list[str]]:
+    """(study digest, role, every role that the hospital asks for) of a decision that it signed.
+
+    The role of a no is "refusal", and it asks for nobody.
+    """
+    if len(document) > _MAX_BYTES:
+        raise StudyError(
+            f"a decision of {len(document)} bytes, at most {_MAX_BYTES} are kept", hint="nothing was changed"
+        )
     try:
         value = json.loads(document)
         kind, digest = str(value["kind"]), str(value["body"]["study"])
@@ -34,11 +41,11 @@ def read(document: bytes, site: str, study_of: Callable[[str], Study]) -> tuple[
     if kind == REFUSAL:
         if body.get("code") not in RefusalCode.__members__:
             raise StudyError("a refusal with an unknown code", hint="update the older of client and exchange")
-        return digest, REFUSAL
+        return digest, REFUSAL, []
     approvers, role = body.get("approvers"), body.get("role")
     if not isinstance(approvers, list) or role not in approvers or len(approvers) > _MAX_ROLES:
         raise StudyError("an approval in a role that the hospital does not ask for", hint="nothing was changed")
-    return digest, str(role)
+    return digest, str(role), [str(name) for name in approvers]
 
 
 def standing(decisions: Mapping[str, Mapping[str, bytes]], study: Study) -> dict[str, str]:

@@ -11,12 +11,14 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from sequester.protocols import exchange_pb2 as pb
+from sequester.protocols import privacy
 from sequester.protocols.errors import PeerError, RoundAbandoned, SequesterError, StudyError
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.member import adv_json
@@ -34,6 +36,8 @@ log = logging.getLogger("sequester.exchange")
 DISK_S = 2.0  # how often a full disk is tried again
 RECEIPTS_S = 10.0  # how long the end of a study waits for receipts of hospitals whose streams stand
 QUEUED = 4096  # messages that wait for one hospital; an honest one has a few
+STREAMS = 64  # of one hospital at once; an honest one has one for each study that runs
+FAREWELL_S = 60.0  # how long a stream may stand whose study is over
 _HELLO_S = 30.0
 Read = Callable[[], Awaitable[pb.Frame | None]]
 Write = Callable[[pb.Frame], Awaitable[None]]
@@ -60,6 +64,11 @@ class Stream:
             message = await self._queue.get()
             for frame in [message] if isinstance(message, pb.Frame) else frames(message):
                 await self._write(frame)
+            self._queue.task_done()
+
+    async def drained(self) -> None:
+        """Return when all that was queued is written."""
+        await self._queue.join()
 
 
 @dataclass(slots=True)
@@ -86,6 +95,8 @@ class Exchange:
         self._running: dict[str, Running] = {}
         self._paused: dict[str, asyncio.Task[None]] = {}
         self._studies: dict[str, Study] = {}
+        self._farewells: dict[tuple[str, str], Stream] = {}  # (study that is over, hospital) -> its stream
+        self._open: Counter[str] = Counter()  # hospital -> its streams, those without a Hello included
 
     # ---- documents ----------------------------------------------------------------------------------------------
 
@@ -108,13 +119,11 @@ class Exchange:
                 f"the bundle has SHA-256 {sha256(bundle)[:12]}, the study names {study.bundle[:12]}",
                 hint="publish the very file that `study sign --bundle` was given",
             )
-        members = {body["site"]: body["identity_key"] for body in self.members()}
-        for site in study.sites:
-            if members.get(site.id) != site.key:
-                what = "has another identity key than" if site.id in members else "is not among"
-                raise StudyError(
-                    f"`{site.id}` {what} the hospitals admitted here", hint="`sequester-server enrolments` lists them"
-                )
+        if struck := self._struck(study):
+            raise StudyError(
+                f"{', '.join(struck)}: not among the hospitals admitted here, or there with another identity key",
+                hint="`sequester-server enrolments` lists them",
+            )
         if study.expires_at <= datetime.now(UTC):
             raise StudyError(f"the study expired at {study.expires}", hint="sign it again with a later date")
         self.store.publish(signed.digest, document, bundle)
@@ -130,6 +139,11 @@ class Exchange:
         """The bodies of the coordinator's member documents."""
         return [open_document(raw, "member", self._coordinator).body for raw in enrolment.members(self.store)]
 
+    def _struck(self, study: Study) -> list[str]:
+        """Hospitals of a study whose membership has ended, or stands for another identity key."""
+        admitted = {body["site"]: body["identity_key"] for body in self.members()}
+        return [site.id for site in study.sites if admitted.get(site.id) != site.key]
+
     def addressed(self, site: str, digest: str) -> Study:
         """The study, if it is addressed to this hospital."""
         study = self.study(digest)
@@ -143,11 +157,11 @@ class Exchange:
 
     def decide(self, site: str, document: bytes) -> None:
         """Keep a hospital's signed approval or refusal, and move the study where that decides it."""
-        digest, role = decisions.read(document, site, self.study)
+        digest, role, approvers = decisions.read(document, site, self.study)
         state = self.store.state(digest)
         if state in FINAL:
             raise StudyError(f"study {digest[:12]} is {state} already", hint="nothing is left to decide")
-        self.store.decide(digest, site, role, document)
+        self.store.decide(digest, site, role, document, approvers)
         standing = decisions.standing(self.store.decisions(digest), self.study(digest))
         if state in (StudyState.PUBLISHED, StudyState.APPROVED) and any(
             w.startswith("refused") for w in standing.values()
@@ -166,6 +180,11 @@ class Exchange:
             standing = decisions.standing(self.store.decisions(digest), self.study(digest))
             waiting = ", ".join(f"{name} ({word})" for name, word in standing.items() if word != "approved")
             raise StudyError(f"not every hospital has approved: {waiting}", hint="`study status` shows who has")
+        if struck := self._struck(self.study(digest)):
+            raise StudyError(
+                f"{', '.join(struck)}: no longer among the hospitals admitted here",
+                hint="a study runs with every hospital that it names: publish an amendment without the struck ones",
+            )
         run_id, epoch = self.store.run(digest)
         if state is StudyState.SUSPENDED:
             self.store.set_run(digest, run_id, epoch + 1)
@@ -223,6 +242,7 @@ class Exchange:
 
     async def _to_its_end(self, digest: str, running: Running) -> None:
         left = (running.run.study.expires_at - datetime.now(UTC)).total_seconds()
+        await self._cut_struck(digest, running)  # who was struck while the exchange did not run
         try:
             async with asyncio.timeout(max(left, 0.0)):
                 results = results_bytes(await running.run.run())
@@ -230,7 +250,7 @@ class Exchange:
             await self._end(digest, "expire", "its date has passed")
         except SessionLost as error:
             if running.run.withdrawn:
-                await self._end(digest, "abandon", f"{error.message}; withdrawn: {', '.join(running.run.withdrawn)}")
+                await self._end(digest, "abandon", f"{error.message}; left: {', '.join(running.run.withdrawn)}")
             else:
                 await self._suspend(digest, error.message)
         except RoundAbandoned as error:
@@ -272,6 +292,8 @@ class Exchange:
                 await asyncio.wait_for(running.receipts.wait(), RECEIPTS_S)
             except TimeoutError:
                 log.warning("study %s: not every hospital sent a receipt", digest[:12])
+        for site in set(running.streams) - set(self.store.receipts(digest)):
+            running.streams[site].closed.set()  # on its next stream it hears the end, and has its time for a receipt
         del self._running[digest]
         self.changed.set()
 
@@ -298,6 +320,20 @@ class Exchange:
         """`flwr stop` counts as the coordinator's withdrawal (spec/flower.md, section 10)."""
         if digest in self._running:
             await self._end(digest, "withdraw", "the run was stopped through Flower")
+
+    async def roster_changed(self) -> None:
+        """A membership began or ended: who is struck loses its streams, and has left every study that runs."""
+        for digest, running in list(self._running.items()):
+            await self._cut_struck(digest, running)
+
+    async def _cut_struck(self, digest: str, running: Running) -> None:
+        study = running.run.study
+        for site in self._struck(study):
+            if site not in running.run.withdrawn:
+                log.warning("study %s goes on without %s, whose membership has ended", digest[:12], site)
+                await running.run.leaves(study.site_ids.index(site))
+            if site in running.streams:
+                running.streams[site].closed.set()
 
     async def expire(self) -> None:
         """Studies that were never started and whose date has passed."""
@@ -359,29 +395,52 @@ class Exchange:
 
     async def session(self, site: str, read: Read, write: Write) -> None:
         """One hospital's stream for one study, from Hello to its end; `PeerError` where it breaks the protocol."""
+        if self._open[site] >= STREAMS:
+            raise StudyError(f"{STREAMS} streams of `{site}` stand", hint="the gate tries again when one has ended")
+        self._open[site] += 1
+        try:
+            await self._session(site, read, write)
+        finally:
+            self._open[site] -= 1
+
+    async def _session(self, site: str, read: Read, write: Write) -> None:
         first = await asyncio.wait_for(read(), _HELLO_S)
         if first is None:
             return
         greeting = check_hello(Reader(Limits(0, 32)).take(first))
         digest = greeting.study_digest.hex()
         study = self.addressed(site, digest)
+        if site in self._struck(study):
+            raise StudyError(
+                f"`{site}` is enrolled with another identity than study {digest[:12]} names",
+                hint="ask for an amendment",
+            )
         self._require_running(digest)
         await write(hello(greeting.study_digest))
         running = self._require_running(digest)  # it may have ended meanwhile
         stream = Stream(write)
         if running is None or running.is_over:
             stream.say(self._farewell(digest, self.store.state(digest)))
+        older = running.streams.get(site) if running is not None else self._farewells.get((digest, site))
+        if older is not None:
+            older.closed.set()
         if running is not None:
-            older = running.streams.get(site)
             running.streams[site] = stream
-            if older is not None:
-                older.closed.set()
+        else:
+            self._farewells[digest, site] = stream
         writer, closed = asyncio.create_task(stream.drain()), asyncio.create_task(stream.closed.wait())
-        listening = asyncio.create_task(self._listen(site, study, digest, running, read))
+        listening = asyncio.create_task(self._listen(site, study, digest, running, stream, read))
         try:
-            done, _ = await asyncio.wait({writer, closed, listening}, return_when=asyncio.FIRST_COMPLETED)
+            limit = None if running is not None else FAREWELL_S
+            done, _ = await asyncio.wait(
+                {writer, closed, listening}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise PeerError(f"`{site}` takes no leave of a study that is over")
             for task in done:
                 task.result()
+            if listening in done:  # what it is still to hear goes out before this stream closes
+                await asyncio.wait_for(stream.drained(), RECEIPTS_S)
         finally:
             for task in (writer, closed, listening):
                 task.cancel()
@@ -389,6 +448,8 @@ class Exchange:
             if running is not None and running.streams.get(site) is stream:
                 del running.streams[site]
                 self._all_receipts(digest, running)
+            if self._farewells.get((digest, site)) is stream:
+                del self._farewells[digest, site]
 
     def _require_running(self, digest: str) -> Running | None:
         """The study as it runs, None where it has ended; refused where it does neither."""
@@ -397,7 +458,9 @@ class Exchange:
             raise StudyError(f"study {digest[:12]} does not run now: it is {state}", hint="the gate tries again")
         return running
 
-    async def _listen(self, site: str, study: Study, digest: str, running: Running | None, read: Read) -> None:
+    async def _listen(
+        self, site: str, study: Study, digest: str, running: Running | None, stream: Stream, read: Read
+    ) -> None:
         index = study.site_ids.index(site)
         reader = Reader(Limits.for_study(study))
         while True:
@@ -418,12 +481,13 @@ class Exchange:
                     continue
                 case pb.Receipt():
                     self._receipt(site, study, digest, message.receipt.json)
+                    stream.say(frame)  # kept: the hospital need not send it again
                     if running is not None:
                         self._all_receipts(digest, running)
                 case pb.Hello() | pb.Stop() | pb.Done():
                     raise PeerError(f"{type(message).__name__} in the middle of a stream")
                 case KeyAdvertisement() if running is None:
-                    self._closing(study, index, message)
+                    self._closing(study, digest, index, message)
                 case _ if running is None or self._running.get(digest) is not running:
                     continue  # the study ended while this was on its way
                 case Resume():
@@ -431,9 +495,12 @@ class Exchange:
                 case _:
                     await running.run.handle(index, message)
 
-    def _closing(self, study: Study, index: int, adv: KeyAdvertisement) -> None:
+    def _closing(self, study: Study, digest: str, index: int, adv: KeyAdvertisement) -> None:
         """The last head that a hospital signed, from one that comes when the study is over: kept for later studies."""
         key = study.roster[index]
+        epochs = range(self.store.run(digest)[1] + 1)
+        if adv.session_id not in {keys.session_id(privacy.session_params(study, epoch)) for epoch in epochs}:
+            raise PeerError(f"site {index} closes a session that never was")  # each name of one may take some rows
         if adv.index != index or not keys.is_signed(key, adv.signature, keys.advertisement_bytes(adv)):
             raise PeerError(f"the advertisement of site {index} is not signed by it")
         self.store.witness(key, adv.data_set, adv.counter, adv_json(adv))

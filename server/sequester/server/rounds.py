@@ -41,6 +41,7 @@ from sequester.protocols.secagg.messages import (
     Resume,
     Send,
     UnmaskShares,
+    Withdraw,
 )
 from sequester.protocols.study import Study
 from sequester.server.store import Store, StoreFault
@@ -99,6 +100,10 @@ class StudyRun:
             if isinstance(message, KeyAdvertisement):
                 self._store.witness(self.study.roster[index], message.data_set, message.counter, adv_json(message))
             await self._perform(effects)
+
+    async def leaves(self, index: int) -> None:
+        """Site `index` is out of the study for good, whether it says so or not."""
+        await self.handle(index, Withdraw(bytes.fromhex(self.digest), self._machine.session_id))
 
     async def stands(self, index: int, resume: Resume | None) -> None:
         """A site's stream stands (again)."""

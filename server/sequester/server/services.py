@@ -135,6 +135,7 @@ def coordinator_service(
         key = enrolment.admit(store, message, coordinator)
         is_member = enrolment.is_member(store, message.site)
         await node_key(message.site, key if is_member else None)
+        await exchange.roster_changed()
         return pb.Empty()
 
     def publish(message: pb.PublishRequest, context: Any) -> pb.Empty:

@@ -165,9 +165,17 @@ class Store:
         row = self.db.execute("SELECT run_id, epoch FROM studies WHERE digest = ?", (digest,)).fetchone()
         return str(row[0]), int(row[1])
 
-    def decide(self, digest: str, site: str, role: str, document: bytes) -> None:
-        """Keep a site's approval (by role) or refusal (role "refusal")."""
+    def decide(self, digest: str, site: str, role: str, document: bytes, roles: Sequence[str] = ()) -> None:
+        """Keep a site's approval (by role) or refusal (role "refusal"); approvals in other roles than `roles` are dropped:
+        the site asks for another set of people now."""
+        self.db.execute("BEGIN IMMEDIATE")
+        if roles:
+            self.db.execute(
+                f"DELETE FROM decisions WHERE digest = ? AND site = ? AND role NOT IN ('refusal'{', ?' * len(roles)})",
+                (digest, site, *roles),
+            )
         self.db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?)", (digest, site, role, document))
+        self.db.execute("COMMIT")
 
     def decisions(self, digest: str) -> dict[str, dict[str, bytes]]:
         """Site -> role -> signed decision; a role "refusal" is a no."""
