@@ -27,6 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "association": (BINARY, [STRUCTURE, {"kind": "association", "components": "ancestry", "follow_below": "0.05"}]),
     "quantitative": (HEIGHT, [{"kind": "association"}]),
     "burden": (BINARY, [{"kind": "burden", "genes": [{"name": "A", "variants": ["v0", "v1", "v2"]}]}]),
+    "heterogeneity": (BINARY, [{"kind": "heterogeneity", "terms": ["c0", "v0", "v1"]}]),
     "cox": (TIME, [{"kind": "survival", "model": "cox", "bins": 240, "features": "table"}]),
     "cox_by_site": (TIME, [{"kind": "survival", "model": "cox_by_site", "features": "table"}]),
     "hazard": (TIME, [{"kind": "survival", "model": "hazard", "features": "table"}]),

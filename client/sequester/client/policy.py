@@ -29,6 +29,7 @@ PRIVATE_INSTEAD = {
     "structure": "projection on public loadings, as scores of the study,",
     "association": "prs (private) of declared variants",
     "burden": "glm (private) on burden columns of the table",
+    "heterogeneity": "glm (private), one estimate for all hospitals,",
     "survival": "survival, model hazard or kaplan_meier (private),",
     "penalised": "glm (private) or prs (private)",
     "prs": "prs (private)",

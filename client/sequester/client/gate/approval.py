@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sequester.client.config import Home, SiteConfig
 from sequester.client.policy import Objection
 from sequester.protocols import privacy
-from sequester.protocols.analyses.registry import analysis_of
+from sequester.protocols.analyses.registry import CONSENT, analysis_of
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import RefusalCode, SiteError, StudyError
 from sequester.protocols.faults import INSTANT
@@ -141,6 +141,8 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
         ]
         if analysis_of(plan).is_iterative(plan, study):
             lines.append("It is iterative: a dishonest exchange can read single patients.")
+        if plan.kind in CONSENT:
+            lines.append(CONSENT[plan.kind](plan, study))
     lines += [
         "",
         f"Hospitals ({params.max_corrupt} may collude, {params.max_absent} may be absent, mode {params.mode}):",

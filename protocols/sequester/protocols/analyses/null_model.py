@@ -26,11 +26,16 @@ Vector = NDArray[np.float64]
 Fields = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-class ScorePlan(AnalysisPlan):
-    """`components` names an earlier structure analysis; `null_rounds` are spent on the covariates (linear: one)."""
+class CovariatePlan(AnalysisPlan):
+    """`components` names an earlier structure analysis."""
 
     part: Part = "all"
     components: str | None = None
+
+
+class ScorePlan(CovariatePlan):
+    """`null_rounds` are spent on the covariates (linear: one)."""
+
     null_rounds: int = Field(default=8, ge=2, le=50)
 
 
@@ -49,7 +54,7 @@ def rounds(plan: ScorePlan, study: Study) -> int:
     return 1 if is_linear(study) else plan.null_rounds
 
 
-def columns(plan: ScorePlan, study: Study) -> int:
+def columns(plan: CovariatePlan, study: Study) -> int:
     """Columns of the null model."""
     more = 0
     if plan.components is not None and isinstance(of := study.analysis(plan.components), StructurePlan):
@@ -63,7 +68,7 @@ def fields(plan: ScorePlan, study: Study) -> Fields:
     return (("information", (c * (c + 1) // 2,)), ("score", (c,)), ("log_likelihood", (1,)), ("people", (3,)))
 
 
-def start(plan: ScorePlan, study: Study, earlier: Mapping[str, Finished]) -> State:
+def start(plan: CovariatePlan, study: Study, earlier: Mapping[str, Finished]) -> State:
     """The state before the first round."""
     state = exact_glm.fresh(np.zeros(columns(plan, study)), False)
     if plan.components is not None:
@@ -78,7 +83,7 @@ def to_all(state: State) -> Broadcast:
     return sent | {name: state[name] for name in state if name.startswith("structure.")}
 
 
-def design(plan: ScorePlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> tuple[Vector, Vector, Vector]:
+def design(plan: CovariatePlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> tuple[Vector, Vector, Vector]:
     """(x, y, linear predictor) of a hospital's patients."""
     found = cohort.columns(plan.part)
     parts = [np.ones((len(found.y), 1)), standardised(found.raw, chosen(study, "table"))]
@@ -121,7 +126,12 @@ def faults(study: Study, plan: ScorePlan, earlier: Mapping[str, Any]) -> Iterato
     """What any plan of score tests says against its study."""
     if not study.variants:
         yield f"analysis {plan.name}: score tests of no variants"
+    yield from covariate_faults(study, plan, earlier)
+
+
+def covariate_faults(study: Study, plan: CovariatePlan, earlier: Mapping[str, Any]) -> Iterator[str]:
+    """What any plan on covariates and components says against its study."""
     if study.phenotype.kind == "time":
-        yield f"analysis {plan.name}: score tests of a time; a binary or quantitative phenotype was expected"
+        yield f"analysis {plan.name}: the phenotype is a time; a binary or quantitative phenotype was expected"
     if plan.components is not None and getattr(earlier.get(plan.components), "kind", "") != "structure":
         yield f"analysis {plan.name}: components `{plan.components}` is no structure analysis before it"

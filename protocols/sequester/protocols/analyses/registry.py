@@ -14,6 +14,7 @@ from sequester.protocols.analyses import (
     counts,
     evaluation,
     glm,
+    heterogeneity,
     linear,
     penalised,
     prs,
@@ -38,6 +39,7 @@ Plan = Annotated[
     | calibration.CalibrationPlan
     | reclassification.ReclassificationPlan
     | burden.BurdenPlan
+    | heterogeneity.HeterogeneityPlan
     | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
@@ -56,6 +58,7 @@ ANALYSES: dict[str, Analysis] = {
     "calibration": calibration.CALIBRATION,
     "reclassification": reclassification.RECLASSIFICATION,
     "burden": burden.BURDEN,
+    "heterogeneity": heterogeneity.HETEROGENEITY,
     "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
@@ -71,9 +74,14 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "calibration": calibration.faults,
     "reclassification": reclassification.faults,
     "burden": burden.faults,
+    "heterogeneity": heterogeneity.faults,
     "survival": survival.faults,
     "training": training.faults,
 }
+
+
+# What an approver reads beside the lines every analysis has: what a kind opens that the others do not.
+CONSENT: dict[str, Callable[[Any, Any], str]] = {"heterogeneity": heterogeneity.consent}
 
 
 def analysis_of(plan: Any) -> Analysis:
