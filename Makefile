@@ -8,7 +8,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export SEQUESTER_DATA ?= $(abspath ../shared/data)
 
-.PHONY: demo test check nightly bench lint types walls unit proto constraints clean
+.PHONY: demo test check nightly bench bench-quick lint types walls unit proto constraints clean
 .DEFAULT_GOAL := check
 
 $(VENV)/.made: pyproject.toml constraints.txt
@@ -45,6 +45,9 @@ nightly: $(VENV)/.made   ## mutation of every check, the full kill matrix, the l
 
 bench: $(VENV)/.made   ## ratios, side by side, in one run; never an assertion on absolute time
 	PYTHONPATH=tests $(BIN)/python -m bench
+
+bench-quick: $(VENV)/.made   ## the same with small cells, at most three minutes
+	PYTHONPATH=tests $(BIN)/python -m bench --quick
 
 proto: $(VENV)/.made   ## regenerate exchange_pb2.py after a change of exchange.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=protocols/sequester/protocols --python_out=protocols/sequester/protocols --pyi_out=protocols/sequester/protocols exchange.proto

@@ -33,10 +33,23 @@ def test_rounding_is_to_nearest_and_moves_a_number_by_half_a_step_at_most() -> N
     assert np.abs(codec.decode(codec.encode(values)) - values).max() <= 2**-9
 
 
+@pytest.mark.parametrize("codec", [Codec(32, 16), Codec(64, 28), Codec(64, 8, lanes=3)])
+@pytest.mark.parametrize("size", [0, 1, 7, 65_536, 200_003])
+def test_words_of_blocks_are_the_words_of_the_whole(codec: Codec, size: int) -> None:
+    draw = np.random.default_rng(size)
+    vector, noise = draw.normal(size=size), draw.integers(-1000, 1000, size)
+    before = vector.copy()
+    assert np.array_equal(codec.words_of(vector), codec.to_ring(codec.encode(vector)))
+    assert np.array_equal(codec.words_of(vector, noise), codec.to_ring(codec.encode(vector) + noise))
+    assert np.array_equal(vector, before)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**40, 1e308])
 def test_what_is_not_finite_or_too_large_is_refused(bad: float) -> None:
     with pytest.raises(SiteError, match="not finite, or too large"):
         Codec(32, 16).encode(np.array([0.0, bad]))
+    with pytest.raises(SiteError, match="not finite, or too large"):
+        Codec(32, 16).words_of(np.concatenate([np.zeros(70_000), [bad]]))
 
 
 @pytest.mark.parametrize(("ring_bits", "kind"), [(32, np.uint32), (64, np.uint64)])

@@ -145,7 +145,7 @@ def mask_bytes() -> dict[str, Any]:
     key, other = bytes(range(32)), bytes(range(32, 64))
     rows = []
     for bits in (32, 64):
-        block = masks.BLOCK_BYTES * 8 // bits
+        block = 4 * masks.BLOCK_BYTES * 8 // bits  # where the loop turns, and half a megabyte
         for words in (1, 3, block - 1, block, block + 1):
             vector = np.arange(words, dtype=masks.word_type(bits))
             masks.add_streams(vector, [key], [other])

@@ -52,14 +52,10 @@ def ring_vector(study: Study, plan: Plan, layout: Layout, arrays: Sums, share: N
             hint="a fault of the code: nothing was sent",
         )
     vector = layout.flatten(arrays)
-    codec = privacy.codec(study)
-    integers = codec.encode(vector)
+    words = privacy.codec(study).words_of(vector, share)
     vector.fill(0.0)
     if share is not None:
-        integers += share
         share.fill(0)
-    words = codec.to_ring(integers)
-    integers.fill(0)
     return words
 
 
@@ -89,4 +85,4 @@ def moved_words(study: Study, plan: Plan, layout: Layout, move: NDArray[np.float
             hint="a fault of the code: nothing was sent",
         )
     codec = privacy.codec(study)
-    return codec.to_ring(codec.encode(move))
+    return codec.words_of(move)

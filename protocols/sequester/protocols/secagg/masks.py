@@ -19,7 +19,7 @@ from sequester.protocols.quantise import Words
 if sys.byteorder != "little":
     raise ImportError("masks are little-endian words: this host is not supported")
 
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 128 * 1024  # zeros, key stream and vector together fit a second-level cache of half a megabyte
 _ZEROS = bytes(BLOCK_BYTES)
 
 
@@ -39,8 +39,9 @@ def add_streams(vector: Words, plus: Sequence[bytes], minus: Sequence[bytes] = (
     streams += [(Cipher(AES(key), CTR(bytes(16))).encryptor(), np.subtract) for key in minus]
     size = vector.itemsize
     per_block = BLOCK_BYTES // size
-    buffer = bytearray(BLOCK_BYTES + 15)  # update_into asks for a block more than it writes
-    scratch = np.frombuffer(buffer, dtype=vector.dtype, count=per_block)
+    # a short vector pays for a short buffer; update_into asks for a block more than it writes
+    buffer = bytearray(min(BLOCK_BYTES, vector.nbytes) + 15)
+    scratch = np.frombuffer(buffer, dtype=vector.dtype, count=min(per_block, len(vector)))
     zeros = memoryview(_ZEROS)
     for start in range(0, len(vector), per_block):
         part = vector[start : start + per_block]
