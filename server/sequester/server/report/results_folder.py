@@ -17,7 +17,7 @@ from typing import Any
 from sequester.protocols import privacy
 from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.signing import open_document
-from sequester.protocols.study import Study, study_json
+from sequester.protocols.study import Study, parse_study, study_json
 from sequester.server.report import prs_rs, receipts
 from sequester.server.report.certificate import certificate, padding_limits
 from sequester.server.report.page import render
@@ -81,6 +81,17 @@ def write(
             f"{folder}: {error.strerror}", hint="name a folder that can be written to, with room"
         ) from None
     return list(paths)
+
+
+def read(folder: Path) -> tuple[Study, str, dict[str, Any]]:
+    """Study, digest and results of a folder that `write` wrote; `StudyError` where they do not belong together."""
+    try:
+        document, results_json = ((folder / name).read_bytes() for name in ("study.json", "results.json"))
+    except OSError as error:
+        raise StudyError(f"{folder}: {error.strerror}", hint="`study results --out` writes the folder") from None
+    body = open_document(document, "study", None)
+    study = parse_study(body.body_bytes)
+    return study, body.digest, _checked(study, body.digest, results_json, document)
 
 
 def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict[str, bytes]:

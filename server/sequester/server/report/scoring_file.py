@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sequester.protocols.study import Study
 
 _COLUMNS = "rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\tallelefrequency_effect"
 
 
-def scoring_file(study: Study, digest: str, weights: Mapping[str, float], epsilon: str) -> bytes | None:
+def scoring_file(
+    study: Study, digest: str, weights: Mapping[str, float], epsilon: str, more: Sequence[str] = ()
+) -> bytes | None:
     """The gzipped file of the study's variants, None where the model uses none.
 
-    `weights` maps variant id to weight per copy of the effect allele; every variant of the study must be in it.
+    `weights` maps variant id to weight per copy of the effect allele; every variant of the study must be in it. `more` are
+    further header lines.
     """
     if not study.variants:
         return None
@@ -45,6 +48,7 @@ def scoring_file(study: Study, digest: str, weights: Mapping[str, float], epsilo
         f"#delta={study.privacy.delta}",
         f"#adjacency={study.privacy.adjacency}",
         "#match_rule=chromosome, position and allele pair; palindromic variants are not used",
+        *more,
     ]
     rows = [_COLUMNS]
     for v in study.variants:
