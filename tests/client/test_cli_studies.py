@@ -11,17 +11,19 @@ import typer
 from typer.testing import CliRunner, Result
 
 from contracts import COORDINATOR, PINNED, SITES, exact_study, fields, freeze, hospital, study
+from sequester.client.cli import ledger as ledger_verbs
 from sequester.client.cli import studies as cli
 from sequester.client.config import Home
 from sequester.client.gate.ledger import Ledger
 from sequester.protocols import privacy
 from sequester.protocols.accounting import Event
-from sequester.protocols.errors import PeerError, SiteError, StudyError
+from sequester.protocols.errors import PeerError, PrivacyError, SiteError, StudyError
 from sequester.protocols.signing import open_document, raw_public, sign_document
 from sequester.protocols.study import study_json
 
 APP = typer.Typer()
 cli.register(APP)
+ledger_verbs.register(APP)
 STUDY = study()
 DIGEST = privacy.study_digest(STUDY)
 
@@ -115,6 +117,26 @@ def test_approve_shows_asks_and_signs_one_document(home: Home) -> None:
     document = open_document((folder / "dpo.json").read_bytes(), "approval", raw_public(SITES["north"]))
     assert document.body["study"] == DIGEST
     assert json.loads(run(home, "studies", "--json").stdout)[0]["decision"] == "approved"
+
+
+def test_the_text_behind_an_approval_is_compared_with_todays_and_with_what_was_signed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = home.consortium("example") / "approvals" / DIGEST / "dpo.txt"
+    before = run(home, "show", DIGEST).stdout
+    assert run(home, "approve", DIGEST, "--person", "A. Person", "--yes", "--offline").exit_code == 0
+    assert text.read_text("utf-8") == before
+    assert run(home, "show", DIGEST).stdout.endswith("after reading this very text.\n")
+    assert run(home, "audit", "verify").exit_code == 0
+    monkeypatch.setattr(cli, "_pinned", lambda home, consortium: PINNED - {raw_public(SITES["lake"])})
+    said = run(home, "show", DIGEST).stdout
+    assert "after reading another text; since then" in said
+    assert "+   lake" in said and "NOT PINNED: counts as a colluder" in said.split("since then")[1]
+    for spoil in (lambda: text.write_text(before + "and one more line\n", "utf-8"), text.unlink):
+        spoil()
+        assert "a text that is gone or was changed" in run(home, "show", DIGEST).stdout
+        refused = run(home, "audit", "verify").exception
+        assert isinstance(refused, PrivacyError) and f"`dpo` read before approving study {DIGEST[:12]}" in str(refused)
 
 
 def test_refuse_signs_a_public_code_and_nothing_else(home: Home) -> None:

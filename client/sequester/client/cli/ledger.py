@@ -71,26 +71,29 @@ def ledger(home: HomeOption = None, as_json: JsonOption = False) -> None:
         out_rows = [r for r in own if r["kind"] == "egress"]
         ended = [r["kind"] for r in own if r["kind"] in ("reserve", "settle")][-1:] == ["settle"]
         table.add_row(
-            study[:12], _counts(reserved), _counts(spent), str(len(out_rows)),
-            str(sum(r["bytes"] for r in out_rows)), "yes" if ended else "no",
+            study[:12], _counts(reserved), _counts(spent), str(sum(r.get("times", 1) for r in out_rows)),
+            str(sum(r["bytes"] * r.get("times", 1) for r in out_rows)), "yes" if ended else "no",
         )  # fmt: skip
     out.print(table)
 
 
 def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Check every entry, and the ledger's head against what receipts and other hospitals hold of it.
+    """Check every entry, the ledger's head against what receipts and other hospitals hold of it, and approvals' texts.
 
-    Exit status: 0 whole; 40 with the number of the first bad entry.
+    Exit status: 0 whole; 40 with the number of the first bad entry, or with the approval whose text is not as signed.
     """
-    from sequester.client.gate import audit
+    from sequester.client.gate import approval, audit
 
     place = home_of(home)
     folder = _folder(place)
     found = audit.verify(folder, audit.witnesses([place.consortium(name) for name in place.consortia()], folder.name))
+    changed = [sentence for name in place.consortia() for sentence in approval.changed_texts(place, name)]
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        typer.echo(json.dumps({**asdict(found), "approvals": changed}))
     if found.bad:
         raise PrivacyError(found.sentence, hint="stop the client; restore the newest ledger.db before anything runs")
+    if changed:
+        raise PrivacyError("; ".join(changed), hint="`sequester-client show` the study and approve it again")
     if not as_json:
         typer.echo(found.sentence)
 

@@ -5,6 +5,7 @@ Decisions are documents signed by the site's own key. `check` and `show` change 
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,7 +107,10 @@ def show(
     if as_json:
         typer.echo(json.dumps(study_json(found.study), indent=2, ensure_ascii=False))
         return
-    typer.echo(_text(place, place.config(), found), nl=False)
+    today = _text(place, place.config(), found)
+    typer.echo(today, nl=False)
+    for line in _read_before(place, found, today):
+        typer.echo(line)
 
 
 def check(
@@ -298,6 +302,27 @@ def _text(home: Home, config: SiteConfig, found: Published) -> str:
     balance, _ = _ledger(home, config, found.study)
     earlier = balance.exact if balance is not None else ()
     return approval.text(found.study, found.digest, config, _pinned(home, found.consortium), earlier)
+
+
+def _read_before(home: Home, found: Published, today: str) -> list[str]:
+    """What each approval given here was given for, beside what `show` says today."""
+    from sequester.client.gate import approval
+
+    if not (home.consortium(found.consortium) / "approvals" / found.digest).is_dir():
+        return []
+    lines = [""]
+    own = raw_public(approval.identity(home, found.consortium))
+    for read in approval.texts_read(home, found.consortium, found.digest, own):
+        said = f"Approved as `{read.role}` at {read.time}, after reading "
+        if not read.shown:
+            lines.append(f"{said}a text that is gone or was changed: read this one and approve again.")
+        elif read.shown == today:
+            lines.append(f"{said}this very text.")
+        else:
+            changed = difflib.ndiff(read.shown.splitlines(), today.splitlines())
+            lines.append(f"{said}another text; since then (- then, + today):")
+            lines += [f"  {line}" for line in changed if line[:2] in ("- ", "+ ")]
+    return lines
 
 
 def _ledger(home: Home, config: SiteConfig, study: Study) -> tuple[Balance | None, bool]:

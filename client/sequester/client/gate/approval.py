@@ -191,8 +191,44 @@ def sign(
                 "the same person cannot approve in two roles", hint="a second approver is needed: another person"
             )
     document = sign_document("approval", body, key)
+    _store(home, consortium, digest, f"{role}.txt", shown.encode())  # the approval signs its hash
     _store(home, consortium, digest, f"{role}.json", document)
     return document
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What one approval was given for: the text that was shown then, empty where it is gone or was changed since."""
+
+    role: str
+    time: str
+    shown: str
+    template: str
+
+
+def texts_read(home: Home, consortium: str, digest: str, own: bytes) -> list[Consent]:
+    """The text behind each approval of a study here, compared with the hash that the approval signs."""
+    found = []
+    for body in _approvals(home, consortium, digest, own):
+        path = _folder(home, consortium, digest) / f"{body['role']}.txt"
+        try:
+            shown = path.read_bytes()
+        except OSError:
+            shown = b""
+        kept = shown.decode("utf-8", "replace") if sha256(shown) == body["text"] else ""
+        found.append(Consent(str(body["role"]), str(body["time"]), kept, str(body["template"])))
+    return found
+
+
+def changed_texts(home: Home, consortium: str) -> list[str]:
+    """A sentence for each approval whose text is not here as it was signed."""
+    own = raw_public(identity(home, consortium))
+    return [
+        f"the text that `{read.role}` read before approving study {path.name[:12]} is gone or was changed"
+        for path in sorted((home.consortium(consortium) / "approvals").glob("*"))
+        for read in texts_read(home, consortium, path.name, own)
+        if not read.shown
+    ]
 
 
 def refuse(
