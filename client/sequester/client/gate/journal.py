@@ -5,7 +5,8 @@ identity, committed with `synchronous=FULL` before the message that follows them
 vector a crashed site re-sends byte for byte (spec/secure-aggregation.md, 7 and 11; C25). Records hold session secrets:
 whoever reads both this file and the identity key can open this site's contributions of the study.
 
-One process at a time: the folder is locked for as long as the journal is open.
+One process at a time, and one session: the study's folder, above those of its key epochs, is locked for as long as a
+journal of it is open (C25).
 """
 
 from __future__ import annotations
@@ -32,20 +33,26 @@ _LENGTH = struct.Struct(">I")
 
 
 class Journal:
-    """One study's records and outbox under `folder`; `limits` bound what the outbox may hold."""
+    """Records and outbox of one session of a study under `folder`, `<study>/<epoch>`; `limits` bound the outbox."""
 
     def __init__(self, folder: Path, identity_secret: bytes, limits: Limits) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._limits = limits
         self._seal = AESGCM(HKDF(SHA256(), 32, salt=None, info=b"sequester-journal/v1").derive(identity_secret))
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(folder.parent / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise SiteError(
+                f"the journal {folder} cannot be opened: {error.strerror}",
+                hint="free disk space, or let the gate write there",
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
             raise SiteError(
-                f"{folder} is in use by another gate process",
+                f"{folder.parent} is in use by another gate process",
                 hint="one gate serves a study; stop the other one (`sequester-client run` shows its process id)",
             ) from None
         self._db = sqlite3.connect(folder / "journal.db", isolation_level=None, check_same_thread=False)
