@@ -16,12 +16,14 @@ import pytest
 import loopback
 from loopback import BUNDLE, Loopback, enrolled
 from sequester.client.gate import approval
+from sequester.client.gate import session as gate_session
 from sequester.client.gate.audit import verify, witnesses
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import RefusalCode, StudyError
 from sequester.protocols.signing import sha256, sign_document
 from sequester.protocols.wire import hello
 from sequester.server import exchange as module
+from sequester.server.store import StoreFault
 from sequester.simulate.hospitals import Hospital, hospitals
 
 pytestmark = pytest.mark.system
@@ -427,6 +429,64 @@ def test_a_hospital_that_comes_back_while_a_study_ends_hears_of_the_end(
             await alps.until(lambda: gate.outcome(digest) == "withdrawn")
             await ending
             assert set(exchange.store.receipts(digest)) == set(alps.hospitals)
+
+    loopback.run(main)
+
+
+def test_a_receipt_that_the_exchange_could_not_keep_is_sent_until_it_is_kept(
+    alps: Loopback, simulated: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with alps.serving() as exchange:
+            digest = await begin(alps, long(simulated))
+            await closed(alps, digest, 3)
+            keep, refused = exchange.store.set_receipt, []
+
+            def full(study: str, site: str, document: bytes) -> None:
+                if site != "harbor" and len(refused) < 5:
+                    refused.append(site)
+                    raise StoreFault("store.db cannot be written: database or disk is full", hint="free disk space")
+                keep(study, site, document)
+
+            monkeypatch.setattr(exchange.store, "set_receipt", full)
+            metro = alps.hospitals["metro"]
+            folder = metro.home.consortium("alps") / "receipts"
+            await exchange.control(digest, "withdraw")
+            await alps.until(lambda: all(h.gate.outcome(digest) is not None for h in alps.hospitals.values() if h.gate))
+            if not (folder / f"{digest}.kept").exists():
+                await metro.close()  # nor does it die with the gate
+                await metro.open().resume()
+            await alps.until(lambda: set(exchange.store.receipts(digest)) == set(alps.hospitals))
+            await alps.until(lambda: (folder / f"{digest}.kept").exists())
+            assert set(refused) == {"lake", "metro"}
+            assert exchange.store.receipts(digest)["metro"] == (folder / f"{digest}.json").read_bytes()
+
+    loopback.run(main)
+
+
+def test_an_unforeseen_fault_in_a_contribution_is_one_reason_and_the_round_is_made_again(
+    alps: Loopback, simulated: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken: list[int] = []
+    real = gate_session.ring_vector
+
+    def ring_vector(*given: object) -> object:
+        if len(broken) < 1:
+            broken.append(1)
+            raise ValueError("patient 4711 has dosage 1.5")
+        return real(*given)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        async with alps.serving():
+            monkeypatch.setattr(gate_session, "ring_vector", ring_vector)
+            digest = await begin(alps, long(simulated))
+            status = await alps.ended(digest)
+            assert status["state"] == "done", status
+            assert steps(alps, digest) == list(range(40))
+            (said,) = errors_of(caplog, "sequester.gate")
+            assert "an unforeseen ValueError at " in said and "4711" not in caplog.text
+            spent = [h.ledger.charges_spent(digest)["score"] for h in alps.hospitals.values() if h.ledger is not None]
+            assert spent == [41, 41, 41]  # the round that failed is paid for, by everybody
 
     loopback.run(main)
 

@@ -10,7 +10,7 @@ import pytest
 
 from attacks.adversary import Adversary, is_refused, renamed, said
 from sequester.protocols.secagg import keys
-from sequester.protocols.secagg.member import Admission
+from sequester.protocols.secagg.member import MAX_HOLDS, Admission
 from sequester.protocols.secagg.messages import (
     Effect,
     Hold,
@@ -91,6 +91,21 @@ def test_a_hold_after_the_vector_is_out_is_impossible(make_session: Any) -> None
     s.deadline()
     assert s.aggregator.state == "AGREEING"
     assert s.aggregator.handle(0, Hold(1, 10**10)) == []
+
+
+def test_a_held_round_that_is_asked_again_costs_no_record_and_held_rounds_have_an_end() -> None:
+    adversary = Adversary(4, 1)
+    adversary.rules[0].admission = Admission(charges=10**6, exact=False, needs_hold=True, hold_until_unix=9)
+    start = adversary.begin(1)
+    assert adversary.tell(0, start)[-1] == Send(Hold(1, 9))
+    kept = len(adversary.journals[0])
+    for _ in range(100):
+        assert adversary.tell(0, replace(start, ratifications=())) == [Send(Hold(1, 9))]
+    assert len(adversary.journals[0]) == kept
+    for number in range(2, 200):
+        adversary.tell(0, adversary.begin(number, step=number))
+    assert len(adversary.journals[0]) == kept + MAX_HOLDS - 1
+    assert adversary.members[0].state == "HELD" and adversary.members[0].answer_hold(True)  # the last one still counts
 
 
 def test_a_roster_without_a_revoked_identity_is_a_new_epoch_and_the_old_session_is_over_there() -> None:

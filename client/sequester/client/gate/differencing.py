@@ -37,8 +37,7 @@ def join(
     """
     manifest = json.loads((folder / "cohorts" / study / "manifest.json").read_text("utf-8"))
     patients, bitmap = manifest["patients_hash"], manifest["bitmap_sha256"]
-    for row in ledger.rows("cohort"):
-        earlier = row.body
+    for earlier in ledger.recorded("cohort"):
         if earlier["study"] == study and earlier["patients"] == patients:
             return
         if not exact or not earlier["exact"]:

@@ -7,17 +7,20 @@ policy and isolation, and runs one `Session` for each study. It listens on unix 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sequester.client.config import Home, SiteConfig
-from sequester.client.gate import approval, differencing, exchange, peers, tls
+from sequester.client.gate import approval, delivery, differencing, exchange, peers, tls
 from sequester.client.gate.custodian import Custodian
+from sequester.client.gate.egress import Egress, Seldom
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import StudyRules, Witnesses
@@ -45,6 +48,8 @@ class Consortium:
         self._config = config
         self._ledger = ledger
         self._tasks: dict[str, asyncio.Task[str]] = {}
+        self._deliveries: dict[str, asyncio.Task[None]] = {}
+        self._refused = Seldom()
         self._witnesses = Witnesses(self.folder / "advertisements.json")
         self._identity = approval.identity(home, name)
 
@@ -82,8 +87,10 @@ class Consortium:
                 )
             session = await self.begin(study, digest)
         except SequesterError as error:
-            log.error("study %s refused: %s", digest[:12], error.message)
-            self._ledger.append("note", {"study": digest, "refused": (error.code or RefusalCode.NOT_READY).value})
+            code = (error.code or RefusalCode.NOT_READY).value
+            if times := self._refused.times(f"{digest} {code} {error.message}"):
+                log.error("study %s refused: %s (%d times so far)", digest[:12], error.message, times)
+                self._ledger.append("note", {"study": digest, "refused": code, "times": times})
             return "refused", (error.code or RefusalCode.NOT_READY).value
         try:
             await asyncio.wait_for(session.stands.wait(), JOIN_S)
@@ -98,22 +105,29 @@ class Consortium:
         if digest in self.sessions:
             return self.sessions[digest]
         session = self._session(study, digest)
-        await session.ready_compute()
-        differencing.join(
-            self._ledger,
-            self._home.dataset(self._ledger.data_set),
-            digest,
-            exact=any(plan.mode == "exact" for plan in study.analyses),
-            floor=self._config.policy.minimum_cell,
-            roster=study.roster,
-            events=privacy.events(study),
-        )
+        try:
+            await session.ready_compute()
+            differencing.join(
+                self._ledger,
+                self._home.dataset(self._ledger.data_set),
+                digest,
+                exact=any(plan.mode == "exact" for plan in study.analyses),
+                floor=self._config.policy.minimum_cell,
+                roster=study.roster,
+                events=privacy.events(study),
+            )
+        except BaseException:
+            await session.discard()  # or its lock would refuse the next join
+            raise
         self.sessions[digest] = session
         self._tasks[digest] = asyncio.create_task(self._run(digest, session))
         return session
 
     async def resume(self) -> None:
-        """Take up every study that a journal says was under way when the gate ended."""
+        """Take up every study that a journal says was under way when the gate ended, and every receipt on its way."""
+        for receipt in sorted((self.folder / "receipts").glob("*.json")):
+            if self.outcome(receipt.stem) is not None:
+                self._deliver(receipt.stem, Egress(self._ledger, receipt.stem))
         for folder in sorted((self.folder / "journal").glob("*")):
             if self.outcome(folder.name) is None:
                 try:
@@ -123,9 +137,10 @@ class Consortium:
 
     async def stop(self) -> None:
         """End every session's work here; the journals keep what is needed to go on."""
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *self._deliveries.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def outcome(self, digest: str) -> str | None:
         """How a study ended at this site, None while it has not."""
@@ -139,9 +154,24 @@ class Consortium:
             # the session's keys end with it: with them and this site's identity its past contributions could be opened
             shutil.rmtree(self.folder / "journal" / digest, ignore_errors=True)
             log.info("study %s ended here: %s", digest[:12], final)
+            if session.is_receipt_kept:
+                with contextlib.suppress(OSError):  # sent once more, then
+                    delivery.mark(self._receipt_path(digest)).touch()
+            else:
+                self._deliver(digest, session.egress)
             return final
         finally:
             del self.sessions[digest]
+
+    def _receipt_path(self, digest: str) -> Path:
+        return self.folder / "receipts" / f"{digest}.json"
+
+    def _deliver(self, digest: str, egress: Egress) -> None:
+        """Have a receipt sent until the exchange has kept it."""
+        receipt = self._receipt_path(digest)
+        if receipt.exists() and not delivery.mark(receipt).exists():
+            sending = delivery.deliver(receipt, digest, egress, lambda: tls.site_channel_aio(self.folder))
+            self._deliveries[digest] = asyncio.create_task(sending)
 
     async def _write_outcome(self, digest: str, final: str) -> None:
         path = self.folder / "outcomes" / digest
@@ -175,7 +205,7 @@ class Consortium:
 
         def receipt(progress: Progress, state: str) -> bytes:
             data = self._receipt(study, digest, session, progress, state)
-            path = self.folder / "receipts" / f"{digest}.json"
+            path = self._receipt_path(digest)
             try:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 path.write_bytes(data)

@@ -28,6 +28,7 @@ from sequester.protocols.signing import canonical, raw_public, sha256
 
 GENESIS = bytes(32)
 SCHEMA = 1
+RARE = ("cohort", "rolled-back")  # kinds of entry of which a data set has few
 _RESTORE = "restore the newest copy, then `sequester-client audit verify`"
 
 _TABLE = """
@@ -72,6 +73,7 @@ class _Standing:
     planned: dict[str, Event] = field(default_factory=dict)
     exact: set[str] = field(default_factory=set)
     used: Counter[str] = field(default_factory=Counter)
+    steps: set[tuple[str, int]] = field(default_factory=set)
     open: bool = False
 
     def spent(self) -> list[Event]:
@@ -114,7 +116,8 @@ class Ledger:
         self._counter: int = 0
         self._head: bytes = GENESIS
         self._standings: dict[str, _Standing] = {}
-        self._epochs: dict[str, int] = {}
+        self._epochs: dict[str, list[int]] = {}  # study -> [highest, how many]
+        self._rare: dict[str, list[dict[str, Any]]] = {}
         self._founded: dict[str, Any] = self._read()
 
     @classmethod
@@ -210,7 +213,7 @@ class Ledger:
 
     def _read(self) -> dict[str, Any]:
         """Take in every row; the first one's body."""
-        self._counter, self._head, self._standings, self._epochs = 0, GENESIS, {}, {}
+        self._counter, self._head, self._standings, self._epochs, self._rare = 0, GENESIS, {}, {}, {}
         founded: dict[str, Any] = {}
         try:
             for row in self.rows():
@@ -237,7 +240,11 @@ class Ledger:
         """What one row changes: the last `reserve` or `settle` of a study says whether it is open."""
         kind = body["kind"]
         if kind == "egress" and "epoch" in body:
-            self._epochs[body["study"]] = max(self.epoch(body["study"]), int(body["epoch"]))
+            held = self._epochs.setdefault(body["study"], [-1, 0])
+            if int(body["epoch"]) > held[0]:
+                held[0], held[1] = int(body["epoch"]), held[1] + 1
+        if kind in RARE:
+            self._rare.setdefault(kind, []).append(body)
         if kind not in ("reserve", "exact", "spend", "settle"):
             return
         standing = self._standings.setdefault(body["study"], _Standing())
@@ -250,6 +257,7 @@ class Ledger:
                 standing.exact.update(body["analyses"])
             case "spend":
                 standing.used[body["analysis"]] += 1
+                standing.steps.add((body["analysis"], body["step"]))
             case "settle":
                 standing.open = False
 
@@ -343,10 +351,7 @@ class Ledger:
 
     def has_spent(self, study: str, analysis: str, step: int) -> bool:
         """True where one step of an analysis was charged before."""
-        return any(
-            (row.body["study"], row.body["analysis"], row.body["step"]) == (study, analysis, step)
-            for row in self.rows("spend")
-        )
+        return (analysis, step) in self._studies().get(study, _Standing()).steps
 
     def charges_spent(self, study: str) -> dict[str, int]:
         """Charges of a study by analysis."""
@@ -360,15 +365,36 @@ class Ledger:
         self.append("settle", {"study": study, "events": [event.json() for event in held.spent()]})
 
     def egress(
-        self, study: str, round_number: int, kind: str, n_bytes: int, digest: str, epoch: int | None = None
+        self,
+        study: str,
+        round_number: int,
+        kind: str,
+        n_bytes: int,
+        digest: str,
+        epoch: int | None = None,
+        times: int = 1,
     ) -> None:
-        """What is about to leave: study, round, kind, bytes, SHA-256; of a key advertisement also its epoch."""
-        row = {"study": study, "round": round_number, "what": kind, "bytes": n_bytes, "sha256": digest}
+        """What is about to leave: study, round, kind, bytes, SHA-256; of a key advertisement also its epoch.
+
+        `times` above 1: the same bytes again, at most so often until the next entry of them.
+        """
+        row: dict[str, Any] = {"study": study, "round": round_number, "what": kind, "bytes": n_bytes, "sha256": digest}
+        if times > 1:
+            row["times"] = times
         self.append("egress", row if epoch is None else row | {"epoch": epoch})
 
     def epoch(self, study: str) -> int:
         """The highest key epoch advertised for a study, -1 where there is none: it outlives the journal (C3)."""
-        return self._epochs.get(study, -1)
+        return self._epochs.get(study, [-1, 0])[0]
+
+    def epochs(self, study: str) -> int:
+        """How many key epochs were advertised for a study."""
+        return self._epochs.get(study, [-1, 0])[1]
+
+    def recorded(self, kind: str) -> list[dict[str, Any]]:
+        """Bodies of the entries of a kind in RARE, oldest first, from memory: asked whenever a study begins."""
+        assert kind in RARE
+        return self._rare.get(kind, [])
 
     def forecast(self, events: list[Event]) -> str:
         """What a study would cost, in words with figures."""

@@ -16,11 +16,13 @@ from sequester.client.gate.ledger import Ledger
 from sequester.client.policy import Policy
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
-from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, StudyError
+from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, SiteError, StudyError
 from sequester.protocols.secagg.member import Admission
 from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart
 from sequester.protocols.session import SessionParams
 from sequester.protocols.study import Study
+
+MAX_EPOCHS = 256  # key epochs of one study at this site; each costs entries that nobody takes back
 
 
 class Witnesses:
@@ -50,7 +52,7 @@ class Witnesses:
         held = self.highest(key, seen.data_set)
         if held is not None and held.counter >= seen.counter:
             return
-        self._rows[f"{key.hex()}/{seen.data_set}"] = {
+        row = {
             "index": seen.index,
             "session_id": seen.session_id.hex(),
             "kx": seen.kx.hex(),
@@ -58,12 +60,25 @@ class Witnesses:
             "head": seen.head.hex(),
             "signature": seen.signature.hex(),
         }
+        rows = self._rows | {f"{key.hex()}/{seen.data_set}": row}
         temporary = self._path.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(self._rows, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(rows, file, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name too: what a peer signed is remembered before anything is said
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise SiteError(
+                f"{self._path} cannot be written: {error.strerror}",
+                hint="free disk space; nothing was said, the gate takes up where it stopped",
+            ) from None
+        self._rows = rows
 
 
 class StudyRules:
@@ -94,11 +109,17 @@ class StudyRules:
 
     def reserve(self, params: SessionParams) -> tuple[str, int, bytes]:
         """Reserves T + R charges of every analysis, durably, before a key is advertised; `PrivacyError` refuses."""
-        for row in self._ledger.rows("rolled-back"):
-            head = self._ledger.head_at(row.body["counter"])
-            if head is None or head.hex() != row.body["head"]:
+        if self._ledger.epochs(self._digest) >= MAX_EPOCHS:
+            raise PrivacyError(
+                f"the exchange has begun {MAX_EPOCHS} key epochs of this study",
+                hint="ask the coordinator why; withdraw, or join an amendment",
+                code=RefusalCode.EPOCH,
+            )
+        for proof in self._ledger.recorded("rolled-back"):
+            head = self._ledger.head_at(proof["counter"])
+            if head is None or head.hex() != proof["head"]:
                 raise PrivacyError(
-                    f"peers hold this data set's signature on ledger entry {row.body['counter']}, which is not here: the "
+                    f"peers hold this data set's signature on ledger entry {proof['counter']}, which is not here: the "
                     "ledger was restored or cut",
                     hint="put back the newest ledger.db: what it had spent is spent",
                     code=RefusalCode.BUDGET,

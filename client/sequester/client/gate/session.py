@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -26,8 +27,11 @@ from numpy.typing import NDArray
 
 from sequester.client.gate.contribution import moved_words, noise_share, noised_sum, ring_vector
 from sequester.client.gate.custodian import Custodian
+from sequester.client.gate.delivery import METHOD, is_kept, receipt_frame
+from sequester.client.gate.egress import Egress, Seldom
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
+from sequester.client.gate.rules import MAX_EPOCHS
 from sequester.protocols import arrays as named
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols import privacy
@@ -60,7 +64,6 @@ RECONNECT_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one for ever: the exchange i
 DISK_S = 3.0  # how often a full disk is tried again
 _HELLO_S = 30.0
 _GOODBYE_S = 5.0
-_METHOD = "/sequester.v1.Site/Session"
 
 
 @dataclass(slots=True)
@@ -94,9 +97,11 @@ class Session:
         self.stands = asyncio.Event()
         self.final: str | None = None
         self.isolation = ""  # what the kernel said of compute's network, for the receipt
+        self.is_receipt_kept = False  # the exchange has said so
         self._keep = keep
         self._member, self._journal = keep(None)
         self._ledger = ledger
+        self.egress = Egress(ledger, digest)
         self._start_compute = start_compute
         self._open_channel = open_channel
         self._receipt = receipt
@@ -108,6 +113,8 @@ class Session:
         self._working: asyncio.Task[None] | None = None
         self._fault: SequesterError | None = None  # what stopped a contribution on its way to the disk
         self._said = ""  # the last fault in the log: one that lasts is said once
+        self._seldom = Seldom()
+        self._sent_receipt = b""
         self._is_leaving = False
         self._is_settled = False
 
@@ -120,24 +127,34 @@ class Session:
                 try:
                     async with asyncio.timeout(max(left, 0.0)):
                         await self._stream()
-                except (grpc.aio.AioRpcError, PeerError, TimeoutError) as error:
+                except (grpc.aio.AioRpcError, PeerError, TimeoutError, asyncio.InvalidStateError) as error:
                     reason = error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
-                    log.warning("study %s: stream lost (%s)", self.digest[:12], reason)
+                    if times := self._seldom.times(reason):
+                        log.warning("study %s: stream lost (%s), %d times so far", self.digest[:12], reason, times)
                 except SequesterError as error:
                     await self._recover(error)
+                except Exception as error:  # the outermost loop of a study: it must live on, from what is on disk
+                    await self._recover(unforeseen(error))
                 was_up = self.stands.is_set()
                 self.stands.clear()
                 self._call = None
                 if self.final is None and datetime.now(UTC) > self.study.expires_at:
-                    self._end("expired")
+                    try:
+                        await self._leave("expired")
+                    except SequesterError as error:
+                        await self._recover(error)
                 if self.final is None:
                     tries = 0 if was_up else tries + 1
                     self.progress.state = "reconnecting"
                     await asyncio.sleep(RECONNECT_S[min(tries, len(RECONNECT_S) - 1)])
         finally:
-            await self._stop_work()
-            self._journal.close()
+            await self.discard()
         return self.final
+
+    async def discard(self) -> None:
+        """End compute and give the journal back."""
+        await self._stop_work()
+        self._journal.close()
 
     async def ready_compute(self) -> None:
         """Start compute and load the cohort; a `SiteError` where isolation or the cohort says no."""
@@ -204,7 +221,7 @@ class Session:
     async def _stream(self) -> None:
         async with self._open_channel() as channel:
             method = channel.stream_stream(
-                _METHOD, request_serializer=lambda data: data, response_deserializer=pb.Frame.FromString
+                METHOD, request_serializer=lambda data: data, response_deserializer=pb.Frame.FromString
             )
             call = method()  # type: ignore[call-arg]  # the stub knows only calls with an iterator
             await call.write(hello(bytes.fromhex(self.digest)).SerializeToString())
@@ -216,15 +233,25 @@ class Session:
             async with self._turn:
                 await self._perform(self._member.resume())
             while self.final is None:
-                await self._take(reader.take(await self._read(call)))
+                frame = await self._read(call)
+                if self.final is not None:  # this site left while it waited
+                    self._hear_last(frame, reader)
+                    break
+                await self._take(reader.take(frame))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._until_closed(call, reader), _HELLO_S)  # the receipt is on its way
 
     async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame], reader: Reader) -> None:
         """Hear the others' closing advertisements until the exchange hangs up."""
         while isinstance(frame := await self._frame(call), pb.Frame):
-            if isinstance(message := reader.take(frame), KeyAdvertisement):
-                self._member.handle(message)
+            self._hear_last(frame, reader)
+
+    def _hear_last(self, frame: pb.Frame, reader: Reader) -> None:
+        """After this site's own last word: that its receipt is kept, and what others close with."""
+        if is_kept(frame, self._sent_receipt):
+            self.is_receipt_kept = True
+        elif isinstance(message := reader.take(frame), KeyAdvertisement):
+            self._member.handle(message)
 
     async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
         frame = await self._frame(call)
@@ -256,9 +283,11 @@ class Session:
                 raise PeerError(f"{type(message).__name__} in the middle of a stream")
             case _:
                 async with self._turn:
+                    if self._is_leaving:  # nothing is said after the last word
+                        return
                     # who withdrew is not brought back by the exchange
                     if isinstance(message, SessionProposal) and self._member.state not in ("IDLE", "WITHDRAWN"):
-                        if message.params.epoch > self._member.epoch:
+                        if message.params.epoch > self._member.epoch and self._ledger.epochs(self.digest) < MAX_EPOCHS:
                             self._renew()
                     await self._perform(self._member.handle(message))  # type: ignore[arg-type]  # Reader yields messages
 
@@ -269,13 +298,19 @@ class Session:
         """
         self._is_leaving = True  # not by cancelling the contribution: a write that is cancelled takes its stream along
         async with self._turn:  # two writers at once would lose the receipt
+            if self.final is not None:
+                return
             self._settle(state)
+            lost = contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError)
             if self._call is not None:
-                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                with lost:
                     await self._perform(self._member.closing(*self._ledger.head()))
-                    await self._send_receipt(state)
+            self._sent_receipt = self._receipt(self.progress, state)  # where it does not arrive, `delivery` takes it
+            if self._call is not None:
+                with lost:
+                    await self._write("Receipt", [receipt_frame(self._sent_receipt)])
                     await self._call.done_writing()
-            self._end(state)
+            self.final = state
 
     # ---- effects ------------------------------------------------------------------------------------------------
 
@@ -304,31 +339,24 @@ class Session:
 
     async def _send(self, message: Message) -> None:
         if isinstance(message, StudyRefusal | Refusal):
-            reason = self._member.last_refusal
-            log.warning("study %s refused here: %s", self.digest[:12], reason.message if reason else "no reason kept")
+            refusal = self._member.last_refusal
+            reason = refusal.message if refusal else "no reason kept"
+            if times := self._seldom.times(reason):
+                log.warning("study %s refused here: %s (%d times so far)", self.digest[:12], reason, times)
         data = [frame.SerializeToString() for frame in frames(message)]
         await self._write(type(message).__name__, data)
         if isinstance(message, MaskedInput):
             self.progress.rounds += 1
 
     async def _write(self, kind: str, frames_bytes: list[bytes]) -> None:
-        size = sum(map(len, frames_bytes))
-        digest = hashlib.sha256()
-        for data in frames_bytes:
-            digest.update(data)
         round_number = self._round.round if self._round is not None else 0
         epoch = self._member.epoch if kind == "KeyAdvertisement" else None
-        self._ledger.egress(self.digest, round_number, kind, size, digest.hexdigest(), epoch)
-        self.progress.bytes_up += size
+        self.progress.bytes_up += self.egress.leaves(kind, frames_bytes, round_number, epoch)
         self.progress.frames_up += len(frames_bytes)
         if self._call is None:
             return  # said again on the next stream: the member resumes
         for data in frames_bytes:
             await self._call.write(data)
-
-    async def _send_receipt(self, state: str) -> None:
-        frame = pb.Frame(receipt=pb.Receipt(receipt=pb.Document(json=self._receipt(self.progress, state))))
-        await self._write("Receipt", [frame.SerializeToString()])
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
@@ -341,44 +369,49 @@ class Session:
         self._working = asyncio.create_task(self._contribute(asked))
 
     async def _contribute(self, asked: Contribute) -> None:
+        try:
+            words = await self._words(asked)
+        except (
+            Exception
+        ) as error:  # whatever it was, nothing left: one reason in the log, and nobody waits for this round
+            fault = error if isinstance(error, SequesterError) else unforeseen(error)
+            log.error("study %s, %s: %s", self.digest[:12], self.progress.analysis, fault.message)
+            await self._speak(asked, self._member.give_up)
+            return
+        if await self._speak(asked, lambda: self._member.contribute(words)):
+            self.progress.state = "waiting"
+            self._said = ""
+
+    async def _words(self, asked: Contribute) -> RingVector:
+        """What goes under the mask in the round that asked."""
         plan = self.study.analysis(asked.task.analysis)
         began = asyncio.get_running_loop().time()
-        try:
-            layout = privacy.layout(self.study, plan, asked.task.step)
-            if isinstance(plan, TrainingPlan) and plan.local_steps > 1:
-                words = await self._stepped(asked, plan, layout)
-            else:
-                drawing = asyncio.create_task(self._share(asked))
-                arrays = await self._computed(asked, asked.broadcast)
-                words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing)
-            if isinstance(plan, TrainingPlan) and plan.send_slot_s is not None:
-                # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
-                spent = asyncio.get_running_loop().time() - began
-                await asyncio.sleep(-spent % plan.send_slot_s)
-        except SequesterError as error:
-            log.error("study %s, %s: %s", self.digest[:12], self.progress.analysis, error.message)
-            await self._refuse_round(asked)
-            return
-        try:
-            async with self._turn:
-                if self._round is asked and not self._is_leaving:
-                    await self._perform(await asyncio.to_thread(self._member.contribute, words))
-                    self.progress.state = "waiting"
-                    self._said = ""
-        except SequesterError as error:
-            self._break(error)
-        except grpc.aio.AioRpcError:
-            log.warning("study %s: stream lost while sending; the stored bytes go out again", self.digest[:12])
+        layout = privacy.layout(self.study, plan, asked.task.step)
+        if isinstance(plan, TrainingPlan) and plan.local_steps > 1:
+            words = await self._stepped(asked, plan, layout)
+        else:
+            drawing = asyncio.create_task(self._share(asked))
+            arrays = await self._computed(asked, asked.broadcast)
+            words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing)
+        if isinstance(plan, TrainingPlan) and plan.send_slot_s is not None:
+            # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
+            spent = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(-spent % plan.send_slot_s)
+        return words
 
-    async def _refuse_round(self, asked: Contribute) -> None:
+    async def _speak(self, asked: Contribute, act: Callable[[], Sequence[Effect]]) -> bool:
+        """Whether what the member says to the round that asked, and to no later one, was said."""
         try:
             async with self._turn:
-                if self._round is asked and not self._is_leaving:  # and not into a later round
-                    await self._perform(self._member.give_up())
-        except SequesterError as error:
-            self._break(error)
-        except grpc.aio.AioRpcError:
-            log.warning("study %s: stream lost while refusing a round", self.digest[:12])
+                if self._round is not asked or self._is_leaving:
+                    return False
+                await self._perform(await asyncio.to_thread(act))
+                return True
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            log.warning("study %s: stream lost while speaking; the stored bytes go out again", self.digest[:12])
+        except Exception as error:  # the member may be ahead of the disk: what is written is what counts
+            self._break(error if isinstance(error, SequesterError) else unforeseen(error))
+        return False
 
     def _break(self, error: SequesterError) -> None:
         """The member is ahead of the disk: have the stream's own loop end it and stand where the journal says."""
@@ -422,14 +455,19 @@ class Session:
         if self._compute is not None:
             await asyncio.to_thread(self._compute.kill)
 
-    def _end(self, state: str) -> None:
-        if self.final is None:
-            self._settle(state)
-            self.final = state
-
     def _settle(self, state: str) -> None:
         if not self._is_settled:
             self._ledger.settle(self.digest)
-            self._ledger.append("note", {"study": self.digest, "ended": state})
+            self._ledger.append("note", {"study": self.digest, "ended": state, "said_again": self.egress.repeats})
             self._is_settled = True
         self.progress.state = state
+
+
+def unforeseen(error: Exception) -> SiteError:
+    """A fault of the code as the one reason that is logged: its kind and place, for its words may hold a patient's numbers."""
+    at = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" at {Path(at[0].filename).name}:{at[0].lineno}" if at else ""
+    return SiteError(
+        f"an unforeseen {type(error).__name__}{place}",
+        hint="nothing left after it; tell the maintainers kind and place",
+    )

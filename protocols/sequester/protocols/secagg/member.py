@@ -62,6 +62,7 @@ from sequester.protocols.secagg.messages import (
 from sequester.protocols.session import SessionParams, Task
 
 MAX_WORDS = 2**28
+MAX_HOLDS = 64  # rounds that wait for a person, one after another, without one that was contributed
 
 # Which states may hear which message; everything else is refused. COMPUTING is MASKED before its vector is out.
 HEARS: dict[type[Any], frozenset[str]] = {
@@ -161,6 +162,7 @@ class Member:
         self._ready = False
         self._round: _Round | None = None
         self._held: RoundStart | None = None
+        self._held_until, self._holds = 0, 0
         self._awaited: Contribute | None = None
         self._outbox: MaskedInput | None = None
         self._recorded = True  # False where a crash came between the outbox and its record
@@ -368,7 +370,12 @@ class Member:
         try:
             admission = self._check_start(start)
             if admission.needs_hold and not decided:
-                self._held = start
+                held = self._held
+                if held is not None and (start.round, start.active, start.task) == (held.round, held.active, held.task):
+                    return [*effects, Send(Hold(start.round, self._held_until))]
+                if self._holds >= MAX_HOLDS:
+                    raise PeerError(f"{MAX_HOLDS} rounds were held and none of them contributed")
+                self._held, self._held_until, self._holds = start, admission.hold_until_unix, self._holds + 1
                 self.state = "HELD"
                 record = _record("held", {"round": start.round, "until": admission.hold_until_unix})
                 return [*effects, Persist(record), Send(Hold(start.round, admission.hold_until_unix))]
@@ -464,6 +471,7 @@ class Member:
         floor = session.floor(self._params, len(start.active))  # C7: from the roster size and the study, never received
         self._round = _Round(start.round, ctx, start.active, start.length, floor, start.task)
         self._held = self._outbox = None
+        self._holds = 0
         self.last_round = start.round
         self.state = "COMPUTING"
         place = self._order.setdefault(start.task.analysis, len(self._order))
@@ -769,6 +777,7 @@ class Member:
                 self.state = "READY"
             case "held":
                 self.state = "HELD"
+                self._holds += 1
             case "unheld":
                 self.state = "READY"
             case "round":
