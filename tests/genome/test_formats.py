@@ -172,6 +172,29 @@ def test_calls_are_counted_by_allele_and_what_is_no_diploid_call_is_missing_and_
     }
 
 
+@pytest.mark.parametrize("ending", ["vcf", "bcf"])
+def test_a_row_whose_genotypes_cannot_be_decoded_is_not_filed_as_one_without_any(tmp_path: Path, ending: str) -> None:
+    rows = [
+        ["1", "10", "with", "A", "G", ".", ".", "GT", "1", "0"],
+        ["1", "11", "without", "A", "G", ".", ".", "XX", "1", "0"],
+        ["1", "12", "dosage", "A", "G", ".", ".", "DS:GT", "0.5:1", "1.5:0"],
+    ]
+    text = vcf_text(["a", "b"], rows)
+    declared = "##FORMAT=<ID=GT,Number=1,Type=String"
+    assert declared in text
+    odd = text.replace(
+        declared, "##FORMAT=<ID=XX,Number=1,Type=Integer,Description=x>\n##FORMAT=<ID=GT,Number=1,Type=Integer"
+    )
+    path = tmp_path / "v.vcf"
+    path.write_text(odd)
+    if ending == "bcf":
+        to_bcf(path, tmp_path / "v.bcf")
+        path = tmp_path / "v.bcf"
+    _, genotypes, reasons = read(path)
+    assert reasons == ["undecodable_genotypes", "no_genotypes", ""]
+    assert (genotypes[:2] == -9).all() and genotypes[2].tolist() == [0.5, 1.5]
+
+
 def test_dosages_are_kept_as_the_file_has_them_and_read_back_in_blocks(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     dosages = np.round(rng.uniform(0, 2, (20, 50)), 3)  # (variants, people)

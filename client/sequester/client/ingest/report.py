@@ -40,6 +40,7 @@ CATEGORIES = (
     ("chromosome_x", "entry", "On X; used to check sex, not in analyses."),
     ("filtered", "entry", "Failed a filter of the file; left out."),
     ("no_genotypes", "entry", "A row without genotypes; left out."),
+    ("undecodable_genotypes", "entry", "Its GT is not of the type that genotypes have; left out: write the file anew."),
     ("low_imputation_quality", "entry", "Below the floor on imputation quality; left out."),
     ("multiallelic_bgen", "entry", "A BGEN row of more than two alleles; split it before ingest to use it."),
     ("symbolic", "entry", "A structural allele such as <DEL>; left out."),

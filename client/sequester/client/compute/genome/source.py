@@ -19,7 +19,7 @@ from sequester.client.compute.genome.panel import Build
 from sequester.protocols.errors import SiteError
 
 # reasons a reader gives; the harmonisation adds its own
-REASONS = ("filtered", "no_genotypes", "low_imputation_quality", "multiallelic_bgen")
+REASONS = ("filtered", "no_genotypes", "undecodable_genotypes", "low_imputation_quality", "multiallelic_bgen")
 COPY_AGAIN = "copy the file again from where it was made"
 
 

@@ -263,7 +263,7 @@ class VcfFile:
             try:
                 genotype = variant.genotype  # each access decodes the row
                 calls = None if genotype is None else genotype.array()
-            except Exception:  # cyvcf2 raises nothing narrower where a row has no GT
+            except Exception:  # cyvcf2 raises the same where a row has no GT and where it cannot decode one
                 calls = None
             if self.has_dosages:
                 try:
@@ -277,7 +277,7 @@ class VcfFile:
                         hint="DS is one number for each ALT allele (Number=A)",
                     )
             if calls is None and dosages is None:
-                reason = "no_genotypes"
+                reason = "undecodable_genotypes" if _names_genotypes(variant) else "no_genotypes"
         code = chromosome_code(variant.CHROM)
         for k, counted in enumerate(alternatives, 1):
             genotypes: NDArray[Any]
@@ -350,3 +350,9 @@ class VcfFile:
             f"{self.path.name} cannot be read at row {row}" if row else f"{self.path.name}: its header cannot be read",
             hint="a call that is not a genotype, or damage: `bcftools view` says more; " + COPY_AGAIN,
         )
+
+
+def _names_genotypes(variant: Any) -> bool:
+    """True where the row's FORMAT names GT. Asked of the row's text: `variant.FORMAT` crashes on a row not yet unpacked."""
+    fields = str(variant).split("\t", 9)
+    return len(fields) > 9 and "GT" in fields[8].split(":")
