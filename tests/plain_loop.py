@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sequester.protocols import privacy
+from sequester.protocols import arrays, privacy
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Columns, Dosages, Part, standardised
 from sequester.protocols.analyses.registry import Plan, analysis_of
@@ -152,6 +152,7 @@ def analyses(study: Study, open_sum: OpenSum) -> dict[str, Finished]:
         analysis = analysis_of(plan)
         following = analysis.start(plan, study, finished)
         for step in range(analysis.rounds(plan, study)):
+            privacy.check_broadcast(study, plan, step, arrays.encode(following.broadcast))  # as every site does
             sums = open_sum(plan, step, following.broadcast)
             outcome = analysis.combine(plan, study, following.state, sums, step)
             if isinstance(outcome, Finished):

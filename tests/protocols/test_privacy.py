@@ -134,12 +134,28 @@ def test_a_broadcast_of_another_shape_than_the_plan_is_refused_before_it_meets_a
     plan = STUDY.analysis(name)
     p = len(STUDY.features())
     right = {"w": np.zeros(p) if name == "score" else np.zeros((1, p)), "b": np.zeros(1)}
-    privacy.check_broadcast(STUDY, plan, arrays.encode(right))
+    privacy.check_broadcast(STUDY, plan, 0, arrays.encode(right))
     for wrong in (
         {"w": np.zeros((1234, p))}, {"w": np.zeros(p + 1)}, {"w": np.full(right["w"].shape, np.nan)},
         {"b": np.full(1, np.inf)}, {"b": np.zeros(1, dtype=np.int64)}, {"more": np.zeros(1)},
     ):  # fmt: skip
         with pytest.raises(PeerError):
-            privacy.check_broadcast(STUDY, plan, arrays.encode(right | wrong))
+            privacy.check_broadcast(STUDY, plan, 0, arrays.encode(right | wrong))
     with pytest.raises(PeerError):
-        privacy.check_broadcast(STUDY, plan, b"not arrays")
+        privacy.check_broadcast(STUDY, plan, 0, b"not arrays")
+
+
+def test_a_broadcast_of_an_exact_analysis_has_the_shapes_of_its_step_and_finite_numbers() -> None:
+    of = exact_study("glm")
+    plan = of.analyses[0]
+    p = len(of.features())
+    right, inverse = {"w": np.zeros(p), "b": np.zeros(1)}, {"inverse": np.zeros((p + 1, p + 1))}
+    for step, sent in ((0, right), (1, right), (3, right | inverse)):
+        privacy.check_broadcast(of, plan, step, arrays.encode(sent))
+    for step, wrong in (
+        (0, right | inverse), (1, {"w": np.zeros((1234, p)), "b": np.zeros(1)}), (1, {"w": np.zeros(p)}), (2, {}),
+        (1, right | {"w": np.full(p, np.nan)}), (1, right | {"b": np.full(1, -np.inf)}),
+        (3, right | {"inverse": np.zeros((p, p))}), (3, right | {"more": np.zeros(1)}),
+    ):  # fmt: skip
+        with pytest.raises(PeerError, match="broadcast"):
+            privacy.check_broadcast(of, plan, step, arrays.encode(wrong))

@@ -14,9 +14,10 @@ import numpy as np
 
 from sequester.protocols import accounting, arrays, session
 from sequester.protocols.accounting import Event
-from sequester.protocols.analyses.analysis import Finished, Layout, State
+from sequester.protocols.analyses.analysis import Changing, Finished, Layout, State
 from sequester.protocols.analyses.linear import LinearPlan
 from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.analyses.structure import StructurePlan, standardisation
 from sequester.protocols.analyses.training import MOVE_BOUND, TrainingPlan, padding_gain, parameters
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, StudyError
@@ -253,18 +254,22 @@ def task_for(study: Study, plan: Plan, step: int, attempt: int, broadcast: bytes
     )  # fmt: skip
 
 
-def check_broadcast(study: Study, plan: Plan, broadcast: bytes) -> None:
+def check_broadcast(study: Study, plan: Plan, step: int, broadcast: bytes) -> None:
     """`PeerError` where a broadcast is not what the analysis sends: checked before a charge, from public things only.
 
-    In private mode names, dtypes and shapes are those of step 0, which every private analysis keeps, and every number is
-    finite. Otherwise an array of n rows would fit a site of n patients and no other: its answer would tell n.
+    Names, kinds of number and shapes are those of the step, and every number is finite. Otherwise an array of n rows would
+    fit a site of n patients and no other: its answer would tell n. Private analyses keep what they have at step 0.
     """
     given = arrays.decode(broadcast)
-    if plan.mode == "exact":
-        return
-    expected = analysis_of(plan).start(plan, study, _Models(study)).broadcast
-    shapes = {name: (np.asarray(a).shape, np.asarray(a).dtype.kind) for name, a in expected.items()}
-    if {name: (a.shape, a.dtype.kind) for name, a in given.items()} != shapes:
+    analysis = analysis_of(plan)
+    if plan.mode == "exact" and step > 0 and isinstance(analysis, Changing):
+        expected = analysis.later(plan, study, step)
+    else:
+        expected = [analysis.start(plan, study, _Models(study)).broadcast]
+    found = {name: (a.shape, a.dtype.kind) for name, a in given.items()}
+    if found not in [
+        {name: (np.asarray(a).shape, np.asarray(a).dtype.kind) for name, a in e.items()} for e in expected
+    ]:
         raise PeerError(
             f"the broadcast of {plan.name} has other names or shapes than the plan", hint="nothing was sent"
         )
@@ -285,6 +290,8 @@ class _Models(dict[str, Finished]):
             elif isinstance(plan, LinearPlan):
                 folds = study.cohort.folds if plan.mode == "exact" else 1
                 state |= {"fold_w": np.zeros((folds, p)), "fold_b": np.zeros(folds)}
+            elif isinstance(plan, StructurePlan):
+                state = standardisation(study, min(plan.components, len(study.variants)))
             self[plan.name] = Finished({}, state)
 
 

@@ -165,7 +165,7 @@ class StudyRules:
                 f"the task of {plan.name}, step {start.task.step}, is not the one the signed study gives",
                 hint="nothing was sent; the exchange and this site disagree about layout, clip, noise or broadcast",
             )
-        privacy.check_broadcast(self._study, plan, start.broadcast)
+        privacy.check_broadcast(self._study, plan, start.task.step, start.broadcast)
         if plan.mode == "exact" and self._ledger.has_spent(self._digest, plan.name, start.task.step):
             # an epoch ago: the session's own memory of what it contributed began afresh, the ledger's did not (C27)
             raise PrivacyError(

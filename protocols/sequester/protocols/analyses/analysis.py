@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,4 +130,13 @@ class Analysis(Protocol):
 
     def combine(self, plan: Any, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
         """The next step or the result, from the opened sums."""
+        ...
+
+
+@runtime_checkable
+class Changing(Protocol):
+    """An exact analysis whose broadcast has other names or shapes after step 0."""
+
+    def later(self, plan: Any, study: Study, step: int) -> list[Broadcast]:
+        """Zeros of the names and shapes that the broadcast of step `step` > 0 may have: one of these."""
         ...

@@ -81,6 +81,21 @@ class Association:
         state = null_model.start(plan, study, earlier)
         return Next(state, _to_all(state))
 
+    def later(self, plan: AssociationPlan, study: Study, step: int) -> list[Broadcast]:
+        c, v = null_model.columns(plan, study), len(study.variants)
+        null: Broadcast = null_model.stand_in(plan, study) | {"mean": np.zeros(v)}
+        if step <= null_model.rounds(plan, study):
+            return [null]
+        m, d = min(plan.follow, v), c + 1
+        flags = np.zeros(m, dtype=np.uint8)
+        return [
+            null
+            | {
+                "active": flags, "second": flags, "places": np.zeros(m, dtype=np.int64), "betas": np.zeros((m, d)),
+                "slopes": np.zeros((m, c)), "inverses": np.zeros((m, d, d)), "t": np.zeros((m, 2)),
+            }
+        ]  # fmt: skip
+
     # ---- at the site ----------------------------------------------------------------------------------------------
 
     def contribution(

@@ -75,6 +75,13 @@ def _broadcast(state: State) -> Broadcast:
     return sent
 
 
+def later(plan: GlmPlan, study: Study) -> list[Broadcast]:
+    """Zeros as every later step has them: the weights, in Firth's second rounds with the inverse information."""
+    d = len(chosen(study, plan.features, plan.leave_out)) + 1
+    weights: Broadcast = {"w": np.zeros(d - 1), "b": np.zeros(1)}
+    return [weights, {**weights, "inverse": np.zeros((d, d))}]
+
+
 def contribution(plan: GlmPlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> Sums:
     w, b = np.asarray(broadcast["w"], dtype=np.float64), float(broadcast["b"][0])
 

@@ -108,6 +108,9 @@ class Glm:
         state |= {"mean_w": np.zeros(p), "mean_b": np.zeros(1), "averaged": np.zeros(1, dtype=np.int64)}
         return Next(state, {"w": state["w"], "b": state["b"]})
 
+    def later(self, plan: GlmPlan, study: Study, step: int) -> list[Broadcast]:
+        return exact_glm.later(plan, study)
+
     def contribution(self, plan: GlmPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
         if plan.mode == "exact":
             return exact_glm.contribution(plan, study, cohort, broadcast)

@@ -16,7 +16,7 @@ from sequester.protocols.analyses import exact_glm
 from sequester.protocols.analyses.analysis import Broadcast, Finished, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, chosen, standardised
 from sequester.protocols.analyses.plan import AnalysisPlan
-from sequester.protocols.analyses.structure import StructurePlan, projected
+from sequester.protocols.analyses.structure import StructurePlan, projected, standardisation
 from sequester.protocols.analyses.weights import mean_of
 
 if TYPE_CHECKING:
@@ -81,6 +81,15 @@ def to_all(state: State) -> Broadcast:
     """What every hospital needs to evaluate the null model."""
     sent: Broadcast = {"beta": state["beta"]}
     return sent | {name: state[name] for name in state if name.startswith("structure.")}
+
+
+def stand_in(plan: CovariatePlan, study: Study) -> Broadcast:
+    """Zeros of the names and shapes of `to_all`."""
+    sent: Broadcast = {"beta": np.zeros(columns(plan, study))}
+    if plan.components is not None and isinstance(of := study.analysis(plan.components), StructurePlan):
+        shapes = standardisation(study, min(of.components, len(study.variants)))
+        sent |= {f"structure.{name}": zeros for name, zeros in shapes.items()}
+    return sent
 
 
 def design(plan: CovariatePlan, study: Study, cohort: Cohort, broadcast: Broadcast) -> tuple[Vector, Vector, Vector]:

@@ -66,6 +66,9 @@ class Structure:
     def start(self, plan: StructurePlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
         return Next({}, {})
 
+    def later(self, plan: StructurePlan, study: Study, step: int) -> list[Broadcast]:
+        return [standardisation(study, self._width(plan, study))]
+
     def contribution(self, plan: StructurePlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
         if step == 0:
             return allele_counts(study, cohort, plan.part)
@@ -108,6 +111,12 @@ class Structure:
         # components of unit variance, for later analyses of the study
         scaled = loadings * np.sqrt(float(state["people"][0]) / values)
         return Finished(result, {"mean": state["mean"], "scale": state["scale"], "loadings": scaled})
+
+
+def standardisation(study: Study, width: int) -> State:
+    """Zeros in place of means, scales and `width` loadings of the study's variants."""
+    v = len(study.variants)
+    return {"mean": np.zeros(v), "scale": np.zeros(v), "loadings": np.zeros((v, width))}
 
 
 def allele_counts(study: Study, cohort: Cohort, part: Part) -> Sums:
