@@ -310,6 +310,43 @@ def test_results_of_another_study_are_refused(private: Any) -> None:
         report_html(study, results | {"study": "0" * 64}, {})
 
 
+@pytest.mark.parametrize(
+    ("phenotype", "measure", "title"),
+    [
+        (
+            {"kind": "time", "unit": "years", "lower": "0", "upper": "12", "event": "died"},
+            "c_index",
+            "C index by ancestry",
+        ),
+        (
+            {"kind": "quantitative", "lower": "0", "upper": "9"},
+            "mean_absolute_error",
+            "Mean absolute error by ancestry",
+        ),
+    ],
+)
+def test_groups_of_a_time_or_a_quantity_have_their_own_measure(
+    phenotype: dict[str, Any], measure: str, title: str
+) -> None:
+    of_a_time = phenotype["kind"] == "time"
+    model = (
+        {"kind": "survival", "model": "cox"} if of_a_time else {"kind": "glm", "family": "linear", "solver": "newton"}
+    )
+    study = reported.exact_study(
+        phenotype={"name": "outcome", **phenotype},
+        analyses=[
+            {"name": "fit", "mode": "exact", **model},
+            {"kind": "evaluation", "name": "held_out", "of": "fit", "mode": "exact"},
+        ],
+    )
+    groups = {"AFR": {measure: 0.6125}, "EUR": {"suppressed": "<10"}, "other": {"suppressed": "complement"}}
+    result = {measure: 0.7, "root_mean_squared_error": 0.9, "groups": groups}
+    blank = reported.results(study, {"fit": Finished({}, {}), "held_out": Finished(result, {})})
+    page = _with(study, blank, "held_out", result)
+    table = _table(page, title)
+    assert "0.613" in table and "withheld: &lt;10" in table and Page(page).faults == []
+
+
 def test_every_kind_of_analysis_has_words_and_a_place_on_the_page() -> None:
     # a result this page knows nothing of is printed by its single figures, never left out and never a crash
     study = reported.private_study(

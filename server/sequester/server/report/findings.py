@@ -133,7 +133,7 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
         return Part(name, (*words, f"Withheld: {result['suppressed']} patients."))
     pairs: list[tuple[Figure | None, Table | None]] = []
     if result.get("groups"):
-        pairs.append(_groups(study, name, result))
+        pairs.append(_groups(study, name, result) if "auc" in result else (None, _measured_groups(study, result)))
     if result.get("roc"):
         pairs.append(_roc(name, result))
     if result.get("calibration"):
@@ -163,6 +163,17 @@ def _groups(study: Study, name: str, result: Result) -> tuple[Figure | None, Tab
     what = "sampling" if study.analysis(name).mode == "exact" else "sampling and privacy noise"
     note = f"Intervals include {what}." if "low" in result["auc"] else ""
     return figure, Table(f"AUC by {by}", (by, "AUC (95\u00a0% interval)"), tuple(rows), note)
+
+
+def _measured_groups(study: Study, result: Result) -> Table:
+    """Of a time or a quantity: its first measure, for everybody and each group."""
+    measure = "c_index" if "c_index" in result else "mean_absolute_error"
+    rows = [
+        (name, digits(group[measure], 3) if measure in group else withheld(group))
+        for name, group in (("everybody", result), *result["groups"].items())
+    ]
+    by, called = study.cohort.subgroup or "group", sentence(measure.replace("_", " ")).rstrip(".")
+    return Table(f"{called} by {by}", (by, called), tuple(rows), "")
 
 
 def _roc(name: str, result: Result) -> tuple[Figure, Table]:
