@@ -31,9 +31,12 @@ BINARY = {"name": "case", "kind": "binary", "values": ["0", "1"]}
 HEIGHT = {"name": "height", "kind": "quantitative", "lower": "-10", "upper": "10", "centre": "0", "scale": "1"}
 
 
-def study_of(count: int, phenotype: dict[str, Any] = BINARY, columns: int = 2, first: Any = (), **plan: Any) -> Study:
+def study_of(
+    count: int, phenotype: dict[str, Any] = BINARY, columns: int = 2, first: Any = (), n0: int = 10_000,
+    n_max: int = 12_000, **plan: Any,
+) -> Study:  # fmt: skip
     return contracts.study(
-        phenotype=phenotype, variants=variants(count), cohort={}, aggregation=EXACT,
+        n0=n0, n_max=n_max, phenotype=phenotype, variants=variants(count), cohort={}, aggregation=EXACT,
         covariates=[
             {"name": f"c{j}", "kind": "quantitative", "lower": "-10", "upper": "10", "centre": "0", "scale": "1"}
             for j in range(columns)
@@ -250,7 +253,7 @@ def test_components_of_an_earlier_analysis_take_structure_out_of_a_null_trait() 
     sizes = [600, 450, 250, 150, 50]
     without = scan(study_of(v, columns=1, follow=0), x, g, y, sizes)["lambda"]
     first = [{"kind": "structure", "name": "ancestry", "mode": "exact", "components": 4, "iterations": 8}]
-    study = study_of(v, columns=1, follow=0, components="ancestry", first=first)
+    study = study_of(v, columns=1, follow=0, components="ancestry", first=first, n0=n, n_max=2000)
     with_components = scan(study, x, g, y, sizes)["lambda"]
     assert without > 5
     table.within("association scan", "the null", "lambda with 4 components minus 1", abs(with_components - 1), 0.05)

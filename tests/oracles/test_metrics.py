@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_liability_r2_recovers_what_was_simulated() -> None:
 def test_average_precision_of_a_constant_score_is_the_prevalence() -> None:
     assert average_precision(np.array([[0.0, 90.0, 0.0], [0.0, 10.0, 0.0]])) == pytest.approx(0.1)
     assert deciles(np.array([[5.0, 20.0], [5.0, 20.0]]), 10) == {}  # tenths below the floor
+
+
+def test_average_precision_is_the_mean_over_every_order_inside_a_bin() -> None:
+    cells = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]])  # bins of 1, 3 and 2 people, lowest first
+    people = [(b, y) for b in range(3) for y in (0, 1) for _ in range(int(cells[y, b]))]
+    bins, outcome = np.array([b for b, _ in people]), np.array([y for _, y in people])
+    orders = []
+    for within in itertools.permutations(range(len(people))):
+        scores = bins + np.array(within) / len(people)
+        orders.append(average_precision_score(outcome, scores))
+    assert average_precision(cells) == pytest.approx(np.mean(orders), rel=1e-12)
 
 
 def test_the_c_index_of_a_survival_model() -> None:

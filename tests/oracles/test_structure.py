@@ -36,7 +36,7 @@ def study_of(count: int, **plan: Any) -> Study:
     return contracts.study(
         covariates=[], variants=variants(count), cohort={},
         analyses=[{"kind": "structure", "name": "ancestry", "mode": "exact"} | plan],
-        aggregation={"mode": "strict", "ring_bits": 64, "fraction_bits": 28},
+        aggregation={"mode": "strict", "ring_bits": 64, "fraction_bits": 28}, n0=1000, n_max=1300,
     )  # fmt: skip
 
 
@@ -121,3 +121,13 @@ def test_private_components_are_refused_with_the_way_out() -> None:
         contracts.study(
             covariates=[], variants=variants(3), analyses=[{"kind": "structure", "name": "a", "components": 2}]
         )
+
+
+def test_components_of_more_people_than_the_fixed_point_holds_are_refused_before_they_are_signed() -> None:
+    asked = {"covariates": [], "variants": variants(300), "cohort": {}, "n0": 1_500_000, "n_max": 2_000_000,
+             "privacy": {"epsilon": "3", "delta": "0.0000001", "order": "8.9"},
+             "analyses": [{"kind": "structure", "name": "ancestry", "mode": "exact"}]}  # fmt: skip
+    strict = {"mode": "strict", "ring_bits": 64}
+    with pytest.raises(StudyError, match="leave room for 23 fraction_bits, found 28"):
+        contracts.study(**asked, aggregation={**strict, "fraction_bits": 28})
+    contracts.study(**asked, aggregation={**strict, "fraction_bits": 23})

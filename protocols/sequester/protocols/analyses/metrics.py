@@ -14,11 +14,24 @@ LEAST = 1e-4  # a probability is clipped to LEAST..1 - LEAST before its logarith
 
 
 def average_precision(cells: Vector) -> float:
-    """Mean precision over the cases, highest scores first; inside a bin the order counts as random. cells (2, bins)."""
-    controls, cases = cells[0, ::-1], cells[1, ::-1]
-    found, flagged = np.cumsum(cases) - cases / 2, np.cumsum(cases + controls) - (cases + controls) / 2
-    precision = np.divide(found, flagged, out=np.zeros(len(cases)), where=flagged > 0)
-    return float(np.clip((cases * precision).sum() / cases.sum(), 0.0, 1.0))
+    """Mean precision over the cases, highest scores first, expected over every order inside a bin. cells (2, bins).
+
+    Of a bin of s people, a of them cases, below m people and c cases: the k-th is a case with probability a/s, then with
+    (k - 1)(a - 1)/(s - 1) cases of the bin before it. The sum over k has harmonic numbers, which noisy counts have too.
+    Everybody in one bin is a score that ranks nobody: the share of cases.
+    """
+    from scipy.special import digamma  # heavy: loaded where it is used
+
+    controls, a = np.maximum(cells[0, ::-1], 0.0), np.maximum(cells[1, ::-1], 0.0)
+    s = a + controls
+    if s.max() >= s.sum():
+        return float(a.sum() / s.sum())
+    c, m = np.cumsum(a) - a, np.cumsum(s) - s
+    harmonic = digamma(m + s + 1) - digamma(m + 1)  # sum of 1/(m + k)
+    share = np.divide(a, s, out=np.zeros(len(a)), where=s > 0)
+    before = np.divide(np.maximum(a - 1, 0.0), s - 1, out=np.zeros(len(a)), where=s > 1)
+    value = share * ((c + 1) * harmonic + before * (s - (m + 1) * harmonic))
+    return float(np.clip(value.sum() / a.sum(), 0.0, 1.0))
 
 
 def deciles(cells: Vector, floor: int) -> Result:

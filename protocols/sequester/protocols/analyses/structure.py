@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sequester.protocols.study import Score, Study, Variant
 
 Vector = NDArray[np.float64]
+EXACT_BITS = 53.0  # of an integer in a float64: what the codec takes (spec/secure-aggregation.md, section 8)
 
 
 class StructurePlan(AnalysisPlan):
@@ -193,6 +194,14 @@ def faults(study: Study, plan: StructurePlan, earlier: Mapping[str, Any]) -> Ite
         yield (
             f"analysis {plan.name}: federated components are exact only, one patient moves them by the number of variants; "
             "project on public loadings instead, as scores of the study"
+        )
+    # squared components add up to people times variants over all components together: each is below that
+    widest = study.n_max * len(study.variants)
+    most = int(np.floor(EXACT_BITS - np.log2(max(widest, 1))))
+    if plan.mode == "exact" and study.aggregation.fraction_bits > most:
+        yield (
+            f"analysis {plan.name}: components of up to {study.n_max} people and {len(study.variants)} variants leave room for "
+            f"{most} fraction_bits, found {study.aggregation.fraction_bits}"
         )
     if plan.components > len(study.variants):
         yield f"analysis {plan.name}: {plan.components} components of {len(study.variants)} variants"
