@@ -20,13 +20,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-import plain_loop
 from sequester.client.gate import contribution
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.policy import Policy
 from sequester.protocols import arrays, privacy
 from sequester.protocols import exchange_pb2 as pb
+from sequester.protocols.analyses import loop
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Sums
 from sequester.protocols.analyses.cohort import Cohort
 from sequester.protocols.analyses.registry import Plan, analysis_of
@@ -177,7 +177,7 @@ class Federation:
             assert isinstance(self._ended, Abandoned), self.aggregator.state
             raise RoundAbandoned(self._ended.reason)
         try:
-            return plain_loop.analyses(self.study, self._sum)
+            return loop.analyses(self.study, self._sum)
         finally:
             self.close()
 

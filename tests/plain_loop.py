@@ -8,21 +8,20 @@ real round. Noise, where asked for, is the ideal Gaussian of the design's size, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sequester.protocols import arrays, privacy
+from sequester.protocols import privacy
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Columns, Dosages, Part, standardised
+from sequester.protocols.analyses.loop import analyses
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.study import Study
-
-OpenSum = Callable[[Plan, int, Broadcast], Sums]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +142,6 @@ def _local(
             weights = walk.send(noised)
         except StopIteration as over:
             return over.value
-
-
-def analyses(study: Study, open_sum: OpenSum) -> dict[str, Finished]:
-    """Every analysis of the study in order, over whatever `open_sum(plan, step, broadcast)` says the sums are."""
-    finished: dict[str, Finished] = {}
-    for plan in study.analyses:
-        analysis = analysis_of(plan)
-        following = analysis.start(plan, study, finished)
-        for step in range(analysis.rounds(plan, study)):
-            privacy.check_broadcast(study, plan, step, arrays.encode(following.broadcast))  # as every site does
-            sums = open_sum(plan, step, following.broadcast)
-            outcome = analysis.combine(plan, study, following.state, sums, step)
-            if isinstance(outcome, Finished):
-                finished[plan.name] = outcome
-                break
-            following = outcome
-    return finished
 
 
 def run(

@@ -212,8 +212,7 @@ def run(arguments: argparse.Namespace, example: Example, work: Path, phases: Pha
                 objections = json.loads(said)["objections"]
             phases.line(f"    {sites[0].name} would refuse: {objections[0]['sentence']}")
         for site in sites:
-            allowing = Site(site.name, site.phenotypes, site.genotypes, site.build, example.exact_policy)
-            (consortium.home(site.name) / "site.toml").write_text(allowing.toml(), "utf-8")
+            consortium.set_policy(site.name, example.exact_policy)
         consortium.run_sites()
         good = True
         for mode in arguments.mode:

@@ -68,14 +68,14 @@ def patients(
     liability += np.asarray(STRATIFICATION)[genomes.population] + rng.normal(0, (1 - heritability) ** 0.5, n)
     threshold = float(norm.isf(prevalence)) * (1 + SEX_EFFECT**2 / 4 + (10 * AGE_EFFECT) ** 2) ** 0.5
     null_trait = rng.random(n) < np.asarray(NULL_PREVALENCE)[genomes.population]
-    time, event = _survival(rng.spawn(1)[0], genetic + SEX_EFFECT * (sex - 0.5) + AGE_EFFECT * (age - 55))
+    time, event = survival(rng.spawn(1)[0], genetic + SEX_EFFECT * (sex - 0.5) + AGE_EFFECT * (age - 55))
     return Patients(
         age, sex, (liability > threshold).astype(np.int64), null_trait.astype(np.int64), time, event,
         genetic, liability, chosen, effects * scale,
     )  # fmt: skip
 
 
-def _survival(rng: np.random.Generator, risk: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def survival(rng: np.random.Generator, risk: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Weibull times with log hazard `risk`, censored between 2 and 12 years (spec/genomics.md, section 10)."""
     time = (rng.exponential(size=len(risk)) / (HAZARD * np.exp(risk))) ** (1 / SHAPE)
     censored = np.minimum(rng.uniform(2, 15, len(risk)), 12.0)

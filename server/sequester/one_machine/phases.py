@@ -16,8 +16,8 @@ from rich.status import Status
 class Phases:
     """Named parts of a run, in order; `seconds` of each."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
     _console: Console = field(default_factory=lambda: Console(highlight=False, markup=False, soft_wrap=True))
+    seconds: dict[str, float] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
     _status: Status | None = None
     _title: str = ""

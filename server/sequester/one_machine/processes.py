@@ -136,6 +136,7 @@ class Processes:
 
     logs: Path
     term_s: float = 90.0
+    show_to: int | None = None  # file descriptor of what `show` shows; None: our own standard output
     left_behind: list[str] = field(default_factory=list)
     _running: list[Running] = field(default_factory=list)
     _ending: threading.Event = field(default_factory=threading.Event)
@@ -180,7 +181,7 @@ class Processes:
                 popen = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-                    stdout=None if show else stdout,
+                    stdout=self.show_to if show else stdout,
                     stderr=None if show else stderr,
                     env=dict(env or environment()),
                     start_new_session=True,
