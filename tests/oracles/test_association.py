@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy.optimize import brentq
+from scipy.special import expit, logit
 from scipy.stats import hypergeom, norm
 
 import contracts
@@ -180,17 +181,20 @@ def pooled_saddlepoint(g: np.ndarray, mu: np.ndarray, s: float) -> float:
     """Two-sided p by a scalar root finder on the pooled data."""
 
     def k(t: float) -> float:
-        return float(np.log1p(mu * np.expm1(g * t)).sum() - t * (g @ mu))
+        return float(np.logaddexp(np.log1p(-mu), np.log(mu) + g * t).sum() - t * (g @ mu))
+
+    def tilted_at(t: float) -> np.ndarray:
+        return expit(logit(mu) + g * t)
 
     def first(t: float) -> float:
-        return float((g * mu * np.exp(g * t) / (1 + mu * np.expm1(g * t))).sum() - g @ mu)
+        return float(g @ (tilted_at(t) - mu))
 
     total = 0.0
     for aim in (abs(s), -abs(s)):
         if aim < np.minimum(g, 0).sum() - g @ mu:
             continue  # no outcome is as low
         t = brentq(lambda at, aim=aim: first(at) - aim, -3000, 30, xtol=1e-14)
-        tilted = mu * np.exp(g * t) / (1 + mu * np.expm1(g * t))
+        tilted = tilted_at(t)
         w = np.sign(t) * np.sqrt(2 * (t * aim - k(t)))
         v = t * np.sqrt((g * g * tilted * (1 - tilted)).sum())
         total += norm.sf(abs(w + np.log(v / w) / w))
