@@ -15,6 +15,7 @@ import plain_loop
 from oracles import table
 from oracles.test_structure import variants
 from sequester.client.compute.genome.plink import PlinkFiles
+from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import StudyError
 from sequester.protocols.study import Study
 
@@ -86,6 +87,37 @@ def test_lasso_and_elastic_net_reach_the_objective_of_sklearn(scheme: str, l1: s
         )
         assert done.result["objective"] == pytest.approx(ours, rel=1e-10) and done.result["converged"]
         assert 0 < done.result["variants_used"] < 60
+
+
+@pytest.mark.parametrize("l1", ["1", "0.5", "0"])
+def test_the_strength_of_a_grid_is_the_one_sklearn_chooses_on_the_same_folds(l1: str) -> None:
+    g, x, _, height = people(60, 5)
+    grid = ["1", "0.3", "0.1", "0.05", "0.02", "0.01", "0.003"]
+    study = study_of(60, HEIGHT, scheme="folds", l1=l1, grid=grid)
+    whole = plain_loop.patients(study, height, dosage=g)
+    done = plain_loop.run(study, plain_loop.split(whole, SIZES))["fit"]
+    error = np.zeros(len(grid))
+    for at, strength in enumerate(map(float, grid)):
+        for fold in range(study.cohort.folds):
+            rest, out = whole.fold != fold, whole.fold == fold
+            other = (
+                ElasticNet(alpha=strength, l1_ratio=float(l1), tol=1e-14, max_iter=100_000)
+                if l1 != "0"
+                else Ridge(alpha=strength * rest.sum(), solver="cholesky")
+            ).fit(x[rest], height[rest])
+            error[at] += float(((height[out] - other.predict(x[out])) ** 2).sum())
+    label = "penalised linear, strength by cross-validation"
+    ours = [row["mean_squared_error"] for row in done.result["grid"]]
+    table.record(label, "sklearn", "error of left-out people, relative", ours, error / ALL, rtol=1e-8)
+    assert done.result["strength"] == float(grid[int(error.argmin())]) not in (1.0, 0.003)
+    best = done.result["strength"]
+    final = (
+        ElasticNet(alpha=best, l1_ratio=float(l1), tol=1e-14, max_iter=100_000)
+        if l1 != "0"
+        else Ridge(alpha=best * ALL, solver="cholesky")
+    ).fit(x, height)
+    table.record(label, "sklearn", "weights", done.state["w"], final.coef_, atol=1e-8)
+    assert not analysis_of(study.analyses[0]).is_iterative(study.analyses[0], study)
 
 
 @pytest.mark.parametrize("scheme", ["newton", "gram"])
@@ -205,6 +237,9 @@ def test_ridge_of_real_mice_in_five_groups_of_families_equals_pooling_and_predic
         ({"l1": "0", "strength": None, "fraction": "0.1"}, "ridge"),
         ({"l1": "0", "scheme": "conjugate_gradient"}, "scheme gram takes a binary outcome"),
         ({"strength": "-1"}, "above 0"),
+        ({"scheme": "folds", "grid": ["1", "0.1"]}, "`grid` of at least two strengths, and only it"),
+        ({"strength": None, "scheme": "folds", "grid": ["1"]}, "`grid` of at least two strengths"),
+        ({"strength": None, "scheme": "folds", "grid": ["1", "0.1"]}, "scheme folds is least squares"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(changed: dict[str, Any], said: str) -> None:

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "cox_by_site": (TIME, [{"kind": "survival", "model": "cox_by_site", "features": "table"}]),
     "hazard": (TIME, [{"kind": "survival", "model": "hazard", "features": "table"}]),
     "lasso": (BINARY, [{"kind": "penalised", "l1": "1", "fraction": "0.2", "rounds": 60}]),
+    "folds": (HEIGHT, [{"kind": "penalised", "scheme": "folds", "l1": "0.5", "grid": ["0.3", "0.1", "0.03"]}]),
     "ridge": (
         HEIGHT,
         [{"kind": "penalised", "l1": "0", "strength": "0.1", "scheme": "conjugate_gradient", "rounds": 80}],

@@ -3,7 +3,9 @@
 Minimises the mean negative log-likelihood (half the mean squared error) + strength (l1 |b|_1 + (1 - l1)/2 |b|^2) over
 standardised variants. Three schemes (spec/genomics.md, section 7): `newton` opens X'WX each round; `gram` opens X'X once
 and a gradient a round, the quadratic problem is solved at the exchange; `conjugate_gradient` is for ridge of a
-quantitative outcome beyond the Gram limit: X'(Xv) a round. Exact only; kind `glm` is the private model.
+quantitative outcome beyond the Gram limit: X'(Xv) a round. A fourth, `folds`, opens X'X and X'y of each fold of a
+quantitative outcome in one round and chooses the strength from a declared `grid` by cross-validation at the exchange. Exact
+only; kind `glm` is the private model.
 """
 
 from __future__ import annotations
@@ -35,20 +37,25 @@ PASSES = 2000
 class PenalisedPlan(AnalysisPlan):
     """`strength` is lambda for one patient; or `fraction` of the smallest that leaves no variant (lasso, elastic net).
 
+    Scheme `folds` takes neither: the strength of `grid` with the smallest mean squared error of left-out patients is used.
     `l1` is 0 for ridge, 1 for lasso.
     """
 
     kind: Literal["penalised"] = "penalised"
-    scheme: Literal["newton", "gram", "conjugate_gradient"] = "gram"
+    scheme: Literal["newton", "gram", "conjugate_gradient", "folds"] = "gram"
     l1: Number
     strength: Number | None = None
     fraction: Number | None = None
+    grid: tuple[Number, ...] = Field(default=(), exclude_if=lambda grid: not grid)
     rounds: int = Field(default=40, ge=2, le=500)
     part: Part = "train"
 
     @model_validator(mode="after")
     def _has_one_strength(self) -> PenalisedPlan:
-        if (self.strength is None) == (self.fraction is None):
+        given = (self.strength is not None) + (self.fraction is not None)
+        if (self.scheme == "folds") != bool(self.grid) or (self.grid and (given or len(self.grid) < 2)):
+            raise ValueError("scheme folds takes a `grid` of at least two strengths, and only it does")
+        if not self.grid and given != 1:
             raise ValueError("either `strength` or `fraction` is given")
         if not 0 <= self.l1 <= 1 or (self.l1 == 0 and self.fraction is not None):
             raise ValueError("l1 lies in 0..1; ridge (l1 0) has a strength, no fraction")
@@ -68,11 +75,14 @@ class Penalised:
     kind = "penalised"
 
     def rounds(self, plan: PenalisedPlan, study: Study) -> int:
-        return plan.rounds
+        return 1 if plan.scheme == "folds" else plan.rounds
 
     def layout(self, plan: PenalisedPlan, study: Study, step: int) -> Layout:
         d = len(study.features()) + 1
         people = ("people", (3,))
+        if plan.scheme == "folds":
+            k = study.cohort.folds
+            return Layout((("information", (k, d * (d + 1) // 2)), ("score", (k, d)), ("people", (k, 3))))
         if plan.scheme == "conjugate_gradient":
             return Layout((("moment", (d,)), ("diagonal", (d,)), people) if step == 0 else (("product", (d,)),))
         fields: tuple[tuple[str, tuple[int, ...]], ...] = (("score", (d,)), ("log_likelihood", (1,)), people)
@@ -84,14 +94,18 @@ class Penalised:
         return 4096.0  # head-room only, a product of two standardised values; private mode is refused
 
     def is_iterative(self, plan: PenalisedPlan, study: Study) -> bool:
-        return True
+        return plan.scheme != "folds"
 
     def start(self, plan: PenalisedPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
+        if plan.scheme == "folds":
+            return Next({}, {})
         d = len(study.features()) + 1
         state: State = {"beta": np.zeros(d), "best": np.array([np.inf]), "held": np.zeros(d), "halved": np.zeros(1)}
         return Next(state, {"beta": state["beta"]})
 
     def contribution(self, plan: PenalisedPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
+        if plan.scheme == "folds":
+            return _by_fold(plan, study, cohort)
         beta = np.asarray(broadcast["beta"], dtype=np.float64)
         if plan.scheme == "conjugate_gradient":
             return _wide(plan, study, cohort, beta, step)
@@ -116,6 +130,8 @@ class Penalised:
         return sums
 
     def combine(self, plan: PenalisedPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
+        if plan.scheme == "folds":
+            return _cross_validated(plan, study, sums)
         last = step + 1 >= plan.rounds
         if plan.scheme == "conjugate_gradient":
             return _conjugate(plan, study, state, sums, step, last)
@@ -223,6 +239,47 @@ def _result(plan: PenalisedPlan, study: Study, state: State, beta: Vector, objec
     )  # fmt: skip
 
 
+# ---- the strength by cross-validation -----------------------------------------------------------------------------
+
+
+def _by_fold(plan: PenalisedPlan, study: Study, cohort: Cohort) -> Sums:
+    """X'X, X'y and people, sum of y, sum of y^2 of each fold; column 0 of X is the intercept's."""
+    d, k = len(study.features()) + 1, study.cohort.folds
+    square, score, people = np.zeros((k, d, d)), np.zeros((k, d)), np.zeros((k, 3))
+    for block in cohort.blocks(plan.part):
+        x = np.column_stack([np.ones(len(block.y)), block.x])
+        for fold in range(k):
+            rows = block.fold == fold
+            square[fold] += x[rows].T @ x[rows]
+            score[fold] += x[rows].T @ block.y[rows]
+            people[fold] += [rows.sum(), block.y[rows].sum(), block.y[rows] @ block.y[rows]]
+    upper = np.triu_indices(d)
+    return {"information": np.array([m[upper] for m in square]), "score": score, "people": people}
+
+
+def _cross_validated(plan: PenalisedPlan, study: Study, sums: Sums) -> Finished:
+    """Each strength is fitted without each fold and judged on it; the best one, strongest of equals, is fitted to all."""
+    d, l1, penalised = len(study.features()) + 1, float(plan.l1), _penalised(study)
+    square = np.array([symmetric(row, d) for row in sums["information"]])
+    score, people = sums["score"], sums["people"]
+    whole, moment, n = square.sum(axis=0), score.sum(axis=0), float(people[:, 0].sum())
+    grid = sorted((float(strength) for strength in plan.grid), reverse=True)
+    error = np.zeros(len(grid))
+    for fold in range(len(square)):
+        matrix, vector, rest = whole - square[fold], moment - score[fold], n - float(people[fold, 0])
+        b = np.zeros(d)
+        for at, strength in enumerate(grid):
+            b = descend(matrix, vector - matrix @ b, b, rest * strength * penalised, l1)
+            error[at] += float(people[fold, 2]) - 2 * float(b @ score[fold]) + float(b @ square[fold] @ b)
+    best = grid[int(error.argmin())]
+    b = descend(whole, moment, np.zeros(d), n * best * penalised, l1)
+    value = 0.5 * (float(people[:, 2].sum()) - 2 * float(b @ moment) + float(b @ whole @ b))
+    state: State = {"people": np.array([n]), "lambda": np.array([best])}
+    done = _result(plan, study, state, b, value + _penalty(b, n * best * penalised, l1), True)
+    rows = [{"strength": s, "mean_squared_error": float(e) / max(n, 1.0)} for s, e in zip(grid, error, strict=True)]
+    return Finished(done.result | {"grid": rows, "folds": len(square)}, done.state)
+
+
 # ---- wide ridge -----------------------------------------------------------------------------------------------------
 
 
@@ -303,11 +360,16 @@ def faults(study: Study, plan: PenalisedPlan, earlier: Mapping[str, Any]) -> Ite
         yield f"analysis {plan.name}: a penalised model of a time; binary or quantitative was expected"
     if plan.scheme == "conjugate_gradient" and study.phenotype.kind == "binary":
         yield f"analysis {plan.name}: conjugate gradients solve least squares; scheme gram takes a binary outcome"
-    limit = {"newton": NEWTON_LIMIT, "gram": GRAM_LIMIT}.get(plan.scheme)
+    if plan.scheme == "folds" and study.phenotype.kind == "binary":
+        yield (
+            f"analysis {plan.name}: scheme folds is least squares; for a binary outcome give each strength an analysis of "
+            "its own and compare them by evaluations on held-out patients"
+        )
+    limit = {"newton": NEWTON_LIMIT, "folds": NEWTON_LIMIT, "gram": GRAM_LIMIT}.get(plan.scheme)
     if limit is not None and v > limit:
         yield f"analysis {plan.name}: scheme {plan.scheme} takes {limit} variants, found {v}: clump them first"
-    if any(x is not None and x <= 0 for x in (plan.strength, plan.fraction)):
-        yield f"analysis {plan.name}: strength and fraction are above 0"
+    if any(x is not None and x <= 0 for x in (plan.strength, plan.fraction, *plan.grid)):
+        yield f"analysis {plan.name}: strength, fraction and grid are above 0"
 
 
 PENALISED = Penalised()
