@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+import contracts
 from sequester.client.gate.contribution import noise_share
-from sequester.client.release import FULL, SHORT, Size, Verdict, release_gate
+from sequester.client.release import ENTRIES, FEWEST, FULL, SHORT, Size, Verdict, release_gate, size_for
 from sequester.protocols import privacy
 from sequester.protocols.accounting import Event, epsilon_pld
 from sequester.protocols.evidence import (
@@ -75,6 +76,62 @@ def test_a_share_taken_for_the_whole_noise_is_found_by_the_padding() -> None:
     # spec/privacy.md, trap 23: what canaries find of noise over sqrt(5) lies about the claim, so that they cannot be asked
     (verdict,) = release_gate(promised("3", "8.9"), SHORT, share=divided(math.sqrt(5)))
     assert not verdict.passed and not checks(verdict)["padding"]
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "one-shot": {"analyses": [{"kind": "prs", "name": "m", "prevalence": "0.2"}]},
+    "newton": {"analyses": [{"kind": "glm", "name": "m", "solver": "newton", "rounds": 4}], "covariates": []},
+    "linear": {
+        "analyses": [{"kind": "linear", "name": "m"}],
+        "phenotype": {"name": "dose", "kind": "quantitative", "lower": "1", "upper": "100"},
+    },
+    "poisson": {
+        "analyses": [{"kind": "glm", "name": "m", "family": "poisson", "rounds": 5, "prevalence": "0.5"}],
+        "phenotype": {
+            "name": "visits",
+            "kind": "quantitative",
+            "lower": "0",
+            "upper": "20",
+            "centre": "0",
+            "scale": "1",
+        },
+    },
+    "hazard": {
+        "analyses": [{"kind": "survival", "name": "m", "model": "hazard"}],
+        "phenotype": {"name": "age_at_event", "kind": "time", "lower": "0", "upper": "10", "event": "died"},
+    },
+    "table": {"analyses": [{"kind": "glm", "name": "m", "features": "table", "rounds": 5, "prevalence": "0.2"}]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_kind_of_private_model_passes_and_is_stopped_without_noise(kind: str) -> None:
+    of = contracts.study(**OTHERS[kind])
+    (verdict,) = release_gate(of, "short")
+    assert verdict.passed, verdict.json()
+    (bad,) = release_gate(of, "short", share=divided(1e9))
+    found = checks(bad)
+    assert not found["padding"] and not found["white_box"] and found["sensitivity"], bad.json()
+    # sums of products open few columns: no canary of a model is a score of many
+    assert kind in ("newton", "linear") or not found["canaries"], bad.json()
+
+
+def test_the_simulated_cohort_is_the_plans_own_as_far_as_minutes_allow() -> None:
+    small, large = promised("3", "8.9"), contracts.study(n0=1_000_000, n_max=1_200_000, privacy__delta="0.0000001")
+    assert size_for(small, small.analyses[0], "full").patients == small.n0 == 2000
+    assert size_for(small, small.analyses[0], "short").width == len(small.features()) == 40
+    cut = size_for(large, large.analyses[0], "full")
+    assert cut.patients * (cut.width + cut.own + cut.dirac) <= ENTRIES["full"] and cut.patients > 10_000
+    long = contracts.study(analyses__0__rounds=500)
+    assert size_for(long, long.analyses[0], "short").patients == FEWEST
+
+
+def test_the_trial_says_how_far_it_is() -> None:
+    heard: list[tuple[str, float]] = []
+    small = Size(patients=200, width=10, own=30, dirac=30, runs=2, neighbours=4, draws=10_000)
+    release_gate(promised("3", "8.9"), small, tell=lambda what, part: heard.append((what, part)))
+    assert [part for _, part in heard] == sorted(part for _, part in heard) and 0 <= heard[0][1] < heard[-1][1] < 1
+    assert heard[-1][0] == "fit: canaries, training 2 of 2"
 
 
 def test_the_gate_looks_at_opacus_networks_and_local_steps_too() -> None:

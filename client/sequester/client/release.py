@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any, cast
 
@@ -24,14 +24,18 @@ from sequester.protocols.accounting import epsilon_pld
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Part
 from sequester.protocols.analyses.glm import GlmPlan
+from sequester.protocols.analyses.linear import LinearPlan
 from sequester.protocols.analyses.registry import Plan, analysis_of
+from sequester.protocols.analyses.survival import SurvivalPlan
 from sequester.protocols.analyses.training import TrainingPlan, bounded, local_round, network_score, records, scales
 from sequester.protocols.errors import StudyError
 from sequester.protocols.evidence import Measured, check_moments, check_padding, gdp_auc_bound, one_run_bound
+from sequester.protocols.release import Form, Tried, models
 from sequester.protocols.study import CohortRule, Study, Variant
 
 Vector = NDArray[np.float64]
 Share = Callable[[Study, Plan, int, int], NDArray[np.int64] | None]
+Tell = Callable[[str, float], None]  # what is done now, and the share of the whole that is behind
 
 OWN_COLUMN, GENOTYPE = 0.95, 0.3  # of a canary's record: its own unused column, and its share of an ordinary genotype
 
@@ -48,9 +52,31 @@ class Size:
     neighbours: int
     draws: int
 
+    def tried(self, analysis: str) -> Tried:
+        """What a verdict says of it."""
+        return Tried(analysis, self.patients, self.width, self.own + self.dirac, self.runs)
+
 
 FULL = Size(patients=2000, width=1000, own=600, dirac=1000, runs=5, neighbours=200, draws=2_000_000)
 SHORT = Size(patients=500, width=100, own=600, dirac=300, runs=3, neighbours=40, draws=500_000)
+ENTRIES: dict[Form, int] = {"full": 20_000_000, "short": 2_000_000}  # of the simulated matrix: memory
+WORK: dict[Form, int] = {"full": 400_000_000, "short": 40_000_000}  # entries times rounds of one training: time
+FEWEST = 200
+
+
+def size_for(study: Study, plan: Plan, form: Form) -> Size:
+    """The plan's own n0 and number of features, as far as memory and minutes allow.
+
+    Where the cohort is smaller than n0 nothing gets easier to pass: the noise is the plan's, and fewer patients hide a
+    canary no better.
+    """
+    most = {"full": FULL, "short": SHORT}[form]
+    if _opens_products(plan):
+        most = replace(most, width=min(most.width, 20), own=60, dirac=300)
+    width = max(1, min(len(study.features()), most.width))
+    columns = width + most.own + most.dirac
+    fits = min(ENTRIES[form], WORK[form] // privacy.rounds(study, plan)) // columns
+    return replace(most, width=width, patients=min(study.n0, max(FEWEST, fits)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +85,7 @@ class Verdict:
 
     analysis: str
     claim: float
+    size: Size
     checks: tuple[Measured, ...]
 
     @property
@@ -70,16 +97,27 @@ class Verdict:
         rows = [
             {"check": c.name, "passed": c.passed, "figures": c.figures, "sentence": c.sentence} for c in self.checks
         ]
-        return {"analysis": self.analysis, "claim": self.claim, "passed": self.passed, "checks": rows}
+        size = asdict(self.size)
+        return {"analysis": self.analysis, "claim": self.claim, "passed": self.passed, "size": size, "checks": rows}
 
 
-def release_gate(study: Study, size: Size = FULL, share: Share = noise_share, seed: int = 0) -> tuple[Verdict, ...]:
+def release_gate(
+    study: Study, size: Size | Form = "full", share: Share = noise_share, seed: int = 0, tell: Tell = lambda *_: None
+) -> tuple[Verdict, ...]:
     """One verdict for each private model of a calibrated study. `share` is the gate's own noise unless it is on trial.
 
     `seed` decides the simulated patients and canaries, never the noise.
     """
-    models = [plan for plan in study.analyses if plan.mode == "private" and _is_model(plan)]
-    return tuple(_verdict(study, plan, size, share, np.random.default_rng([seed, i])) for i, plan in enumerate(models))
+    plans = models(study)
+    found = []
+    for i, plan in enumerate(plans):
+        chosen = size if isinstance(size, Size) else size_for(study, plan, size)
+
+        def told(what: str, part: float, i: int = i, name: str = plan.name) -> None:
+            tell(f"{name}: {what}", (i + part) / len(plans))
+
+        found.append(_verdict(study, plan, chosen, share, np.random.default_rng([seed, i]), told))
+    return tuple(found)
 
 
 def claimed_epsilon(study: Study, plan: Plan) -> float:
@@ -88,42 +126,50 @@ def claimed_epsilon(study: Study, plan: Plan) -> float:
     return epsilon_pld([replace(event, count=privacy.rounds(study, plan))], float(study.privacy.delta))
 
 
-def _is_model(plan: Plan) -> bool:
-    return isinstance(plan, TrainingPlan) or (isinstance(plan, GlmPlan) and plan.solver == "gradient")
+def _opens_products(plan: Plan) -> bool:
+    """True where the sums hold a product of every two columns, so that a plan has few columns."""
+    return isinstance(plan, LinearPlan) or (isinstance(plan, GlmPlan) and plan.solver == "newton")
 
 
-def _verdict(study: Study, plan: Plan, size: Size, share: Share, rng: np.random.Generator) -> Verdict:
-    layout = privacy.layout(study, plan, 0)
+def _verdict(study: Study, plan: Plan, size: Size, share: Share, rng: np.random.Generator, tell: Tell) -> Verdict:
     claim = claimed_epsilon(study, plan)
-    sigma = privacy.sigma_int(study, plan, layout)
+    tell("what one patient changes", 0.0)
+    moved = sensitivity(study, plan, size.width, size.neighbours, rng)
+    tell("the noise", 0.05)
+    sigma = privacy.sigma_int(study, plan, privacy.layout(study, plan, 0))
     draws = noise.discrete_gaussian(sigma, size.draws, noise.aes_stream(os.urandom(32), os.urandom(16)))
-    runs = [canary_run(study, plan, size, share, rng) for _ in range(size.runs)]
-    padding = check_padding([p for run in runs for p in run.padding], privacy.padding_sd(study, plan, len(study.sites)))
-    checks = (sensitivity(study, plan, size.neighbours, rng), check_moments(draws, sigma), padding)
-    return Verdict(plan.name, claim, (*checks, *audit(runs, claim, float(study.privacy.delta))))
+    moments = check_moments(draws, sigma)
+    runs = []
+    for run in range(size.runs):
+        tell(f"canaries, training {run + 1} of {size.runs}", 0.1 + 0.9 * run / size.runs)
+        runs.append(canary_run(study, plan, size, share, rng))
+    sd = privacy.padding_sd(*_audit_study(study, plan, size.width + size.own + size.dirac), len(study.sites))
+    padding = check_padding([p for run in runs for p in run.padding], sd)
+    return Verdict(plan.name, claim, size, (moved, moments, padding, *audit(runs, claim, float(study.privacy.delta))))
 
 
 # ---- what one patient changes ---------------------------------------------------------------------------------------
 
 
-def sensitivity(study: Study, plan: Plan, pairs: int, rng: np.random.Generator) -> Measured:
+def sensitivity(study: Study, plan: Plan, width: int, pairs: int, rng: np.random.Generator) -> Measured:
     """Neighbouring simulated cohorts, ordinary and extreme: the integers of the contribution move by at most C_int."""
+    study, plan = _audit_study(study, plan, width)
     analysis, layout, codec = analysis_of(plan), privacy.layout(study, plan, 0), privacy.codec(study)
     first = analysis.start(plan, study, {}).broadcast
-    p, bound, worst = len(study.features()), privacy.clip_int(study, plan, layout), 0.0
+    bound, worst = privacy.clip_int(study, plan, layout), 0.0
     if isinstance(plan, TrainingPlan) and plan.rate < 1:
         plan = plan.model_copy(update={"rate": Decimal(1)})  # the same patients on both sides of the pair
     for i in range(pairs):
         n = int(rng.integers(1, 400))
-        x, y = rng.standard_normal((n, p)), (rng.random(n) < 0.3).astype(np.float64)
+        x, (y, event) = rng.standard_normal((n, width)), _outcome(plan, study, (rng.random(n) < 0.3).astype(np.float64))
         odd = (0, n // 2, n - 1)[i % 3]
         x[odd] *= (1.0, 1e4, 1e25, 0.0)[i % 4]
-        y[odd] = (1.0, 1e6)[i % 2]
+        y[odd], event[odd] = (1.0, 1e6)[i % 2], 1.0
         at = {k: w + (0.0, 1.0, 1e6)[i % 3] * rng.standard_normal(w.shape) for k, w in first.items()}
         rows = np.arange(n) != odd
         pair = [
-            codec.encode(layout.flatten(analysis.contribution(plan, study, _cohort(study, a, b), at, 0)))
-            for a, b in ((x, y), (x[rows], y[rows]))
+            codec.encode(layout.flatten(analysis.contribution(plan, study, cohort, at, 0)))
+            for cohort in (_cohort(plan, study, x, y, event), _cohort(plan, study, x[rows], y[rows], event[rows]))
         ]
         worst = max(worst, float(np.linalg.norm((pair[0] - pair[1]).astype(np.float64))))
     return Measured(
@@ -167,14 +213,13 @@ def canary_run(study: Study, plan: Plan, size: Size, share: Share, rng: np.rando
     canaries = np.zeros((size.own + size.dirac, people.shape[1]))
     canaries[: size.own, :width] = GENOTYPE * _patients(rng, size.own, width)[0]
     own = np.arange(len(canaries))
-    canaries[own, width + own] = np.where(own < size.own, OWN_COLUMN, 1.0) / scale[width:]
+    canaries[own, width + own] = np.where(own < size.own, OWN_COLUMN, _reach(plan)) / scale[width:]
     label = rng.integers(0, 2, len(canaries)).astype(np.float64)
-    # a canary of the rarer outcome is clipped at C, as much as a patient can weigh
-    label[size.own :] = 1.0 if _prevalence(plan) <= 0.5 else 0.0
+    label[size.own :] = _heavier(plan)
     is_in = rng.random(len(canaries)) < 0.5
-    rows, outcome = np.vstack([people, canaries[is_in]]), np.append(y, label[is_in])
+    rows, (outcome, event) = np.vstack([people, canaries[is_in]]), _outcome(plan, of, np.append(y, label[is_in]))
     where = rng.integers(0, len(of.sites), len(rows))
-    cohorts = [_cohort(of, rows[where == site], outcome[where == site]) for site in range(len(of.sites))]
+    cohorts = [_cohort(plan, of, rows[at], outcome[at], event[at]) for at in (where == i for i in range(len(of.sites)))]
     finished, opened, padding = _train(of, plan, cohorts, share)
     towards = np.where(label > 0.5, 1.0, -1.0)
     without = canaries.copy()
@@ -225,9 +270,14 @@ def _words(
 
 
 def _columns(plan: Plan, sums: Sums, features: int) -> Vector:
-    """What an opened sum says about each column: its gradient, or the strongest one of a network's units."""
+    """What an opened sum says about each column, as a gradient does: low where canaries of label 1 are in."""
+    if isinstance(plan, LinearPlan):
+        upper = np.zeros((features + 1, features + 1))
+        upper[np.triu_indices(features + 1)] = sums["xx"][0]
+        return -np.diag(upper)[1:]  # a square is there whatever the label
     if not isinstance(plan, TrainingPlan):
-        return sums["gradient"]
+        # a score points against a gradient; with products its first place is the intercept's
+        return sums["gradient"] if "gradient" in sums else -sums["score"][-features:]
     if not plan.hidden:
         sign = -1.0 if plan.local_steps > 1 else 1.0  # a move goes against the gradient
         return sign * sums["head.weight"][0, :features]
@@ -242,26 +292,43 @@ def _logit(plan: Plan, of: Study, finished: Finished, x: Vector) -> Vector:
     return np.asarray(x @ finished.state["w"], dtype=np.float64)
 
 
-def _prevalence(plan: Plan) -> float:
-    return float(plan.prevalence) if isinstance(plan, TrainingPlan | GlmPlan) else 0.5
+def _heavier(plan: Plan) -> float:
+    """The label whose canary is clipped at C, as much as a patient can weigh: the rarer outcome, the whole follow-up."""
+    if isinstance(plan, SurvivalPlan):
+        return 0.0
+    return 1.0 if float(getattr(plan, "prevalence", 0.5)) <= 0.5 else 0.0
+
+
+def _reach(plan: Plan) -> float:
+    """How far a record's own column may reach: in a linear model the bound on its norm, the intercept's 1 taken out."""
+    return float(np.sqrt(float(plan.record_norm) ** 2 - 1)) if isinstance(plan, LinearPlan) else 1.0
 
 
 def _scales(plan: Plan, of: Study) -> Vector:
     if isinstance(plan, TrainingPlan):
         return scales(plan, of)
     p = len(of.variants)
-    return np.full(p, p**-0.5 if isinstance(plan, GlmPlan) and plan.over_sqrt_p else 1.0)
+    return np.full(p, p**-0.5 if plan.kind == "prs" or getattr(plan, "over_sqrt_p", False) else 1.0)
+
+
+def _outcome(plan: Plan, of: Study, label: Vector) -> tuple[Vector, Vector]:
+    """(y, event) of labels 0 and 1 as the plan's analysis reads them: an event early, or followed to the end without."""
+    if isinstance(plan, SurvivalPlan):
+        upper = float(of.phenotype.upper or 1)
+        return np.where(label > 0.5, upper / plan.bins / 2, upper), label.copy()
+    return (2 * label - 1 if isinstance(plan, LinearPlan) else label.copy()), np.zeros(len(label))
 
 
 def _audit_study(study: Study, plan: Plan, columns: int) -> tuple[Study, Plan]:
     """The same sites, privacy and plan over so many made-up variants; it is run here and never signed."""
-    if not _is_model(plan):
-        raise StudyError(f"analysis {plan.name} trains no model", hint="name a private glm or training analysis")
+    if plan not in models(study):
+        raise StudyError(f"analysis {plan.name} leaves no private model", hint="the release gate is about those alone")
     variants = tuple(
         Variant(id=f"v{j}", chromosome="1", position=1 + j, effect="A", other="G", frequency=Decimal("0.3"))
         for j in range(columns)
     )
-    plan = plan.model_copy(update={"part": "all", **({"features": "all"} if isinstance(plan, GlmPlan) else {})})
+    whole = {"part": "all"} | ({"features": "all"} if hasattr(plan, "features") else {})
+    plan = plan.model_copy(update=whole | ({"leave_out": ()} if hasattr(plan, "leave_out") else {}))
     of = study.model_copy(
         update={"variants": variants, "covariates": (), "scores": (), "cohort": CohortRule(), "analyses": (plan,)}
     )
@@ -282,14 +349,16 @@ class _Rows:
     study: Study
     x: Vector
     y: Vector
+    event: Vector | None
 
     def blocks(self, part: Part) -> Iterator[Block]:
         zeros = np.zeros(len(self.y), dtype=np.int64)
-        yield Block(self.x, self.y, zeros, zeros)
+        yield Block(self.x, self.y, zeros, zeros, self.event)
 
     def gradient(self, plan: TrainingPlan, weights: Mapping[str, Vector]) -> dict[str, Vector]:
         return clipped_sum(plan, self.study, self.blocks(plan.part), weights, os.urandom)
 
 
-def _cohort(study: Study, x: Vector, y: Vector) -> Cohort:
-    return cast(Cohort, _Rows(study, x, y))  # models read blocks and gradients, and nothing else of a cohort
+def _cohort(plan: Plan, study: Study, x: Vector, y: Vector, event: Vector) -> Cohort:
+    # models read blocks and gradients, and nothing else of a cohort
+    return cast(Cohort, _Rows(study, x, y, event if isinstance(plan, SurvivalPlan) else None))
