@@ -26,9 +26,13 @@ from typing import Any
 import psutil
 import pytest
 
+import released
+from sequester.client.config import Home
 from sequester.one_machine.consortium import PORTS, Consortium, Published, Site
 from sequester.one_machine.memory import kind_of
 from sequester.one_machine.processes import Running
+from sequester.protocols.signing import open_document
+from sequester.protocols.study import parse_study
 from sequester.server.flower.control import Control
 from sequester.simulate.hospitals import Hospital, hospitals
 
@@ -106,6 +110,9 @@ class Alps:
             **changed,
         }
         study = self.consortium.publish(self.consortium.write_study(fields, name=f"study-{self._numbers}"))
+        for name in self.consortium.sites:  # these tests are about something else than the release gate
+            parsed = parse_study(open_document(study.signed.read_bytes(), "study", None).body_bytes)
+            released.passed_here(Home(self.consortium.home(name)), "alps", parsed)
         self.consortium.decide(study)
         return study
 

@@ -18,6 +18,7 @@ from typing import Any
 import grpc.aio
 
 import consortium
+import released
 from sequester.client.config import Home
 from sequester.client.gate import approval, peers
 from sequester.client.gate import exchange as calls
@@ -93,13 +94,18 @@ class Loopback:
         """The coordinator's signature under it."""
         return sign_document("study", study_json(study), authority.signing_key(self.founded.home))
 
-    async def publish_and_approve(self, study: Study, *, but: Sequence[str] = ()) -> str:
-        """The study's digest, after every hospital froze its cohort and said yes (`but` these)."""
+    async def publish_and_approve(self, study: Study, *, but: Sequence[str] = (), tried: bool = True) -> str:
+        """The study's digest, after every hospital froze its cohort and said yes (`but` these).
+
+        Unless `tried` is false their release gates have passed before, since most tests are about something else.
+        """
         assert self.exchange is not None
         digest = self.exchange.publish(self.signed(study), BUNDLE)
         for name, hospital in self.hospitals.items():
             if name not in but:
                 await asyncio.to_thread(self._approve, hospital, digest)
+                if tried:
+                    released.passed_here(hospital.home, "alps", study)
         return digest
 
     def _approve(self, hospital: Hospital, digest: str) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import contracts
+from sequester.client.config import Home
+from sequester.client.gate import approval
+from sequester.client.gate.release import keep
 from sequester.protocols import privacy, release
 from sequester.protocols.release import Documents, Tried, Word
 from sequester.protocols.signing import open_document, sign_document
@@ -21,7 +25,7 @@ def tried(study: Study) -> list[Tried]:
 
 def verdict(of: Study, at: str, has_passed: bool = True, key: Any = None, **changed: Any) -> bytes:
     """One hospital's verdict, by its own key unless another is given."""
-    body = release.verdict_body(privacy.study_digest(of), at, has_passed, "short", tried(of), "0.1.0", TIME)
+    body = release.verdict_body(privacy.study_digest(of), at, has_passed, "short", tried(of), 1, "0.1.0", TIME)
     return sign_document("verdict", body | changed, key or contracts.SITES[at])
 
 
@@ -45,6 +49,14 @@ def countersigned(study: Study, of: bytes, sites: Sequence[str] | None = None) -
         body = release.countersignature_body(privacy.study_digest(study), site, named, "ab" * 32, "dpo", TIME)
         found[site] = sign_document("countersignature", body, contracts.SITES[site])
     return found
+
+
+def passed_here(home: Home, consortium: str, study: Study) -> None:
+    """A hospital that tried its installation before: its own pass lies there, not yet sent."""
+    site, digest = home.config().site.id, privacy.study_digest(study)
+    if release.models(study):
+        document = verdict(study, site, key=approval.identity(home, consortium), program=version("sequester"))
+        keep(home, consortium, digest, "verdict", document)
 
 
 def passes(study: Study) -> Documents:

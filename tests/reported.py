@@ -10,8 +10,10 @@ import numpy as np
 
 import contracts
 import plain_loop
+import released
 from sequester.protocols import privacy
-from sequester.protocols.signing import sign_document
+from sequester.protocols.release import Release, judge
+from sequester.protocols.signing import raw_public, sign_document
 from sequester.protocols.study import Study, study_json
 from sequester.server.rounds import results_bytes
 
@@ -128,10 +130,17 @@ def signed(bodies: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
     return {site: sign_document("receipt", body, contracts.SITES[site]) for site, body in bodies.items()}
 
 
+def standing(study: Study) -> Release:
+    """Every hospital's release gate has passed."""
+    digest = privacy.study_digest(study)
+    return judge(study, digest, raw_public(contracts.COORDINATOR), released.passes(study))
+
+
 def held_by_coordinator(study: Study, of: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `results_folder.write` but for the folder."""
     return {
         "study": study, "digest": privacy.study_digest(study), "results_json": results_bytes(of),
         "receipt_documents": signed(receipt_bodies(study)),
         "study_document": sign_document("study", study_json(study), contracts.COORDINATOR),
+        "release_documents": released.passes(study),
     }  # fmt: skip

@@ -84,6 +84,7 @@ def test_a_forged_verdict_is_refused_by_name(study: Study) -> None:
         ({"tried": "all"}, "private models"),
         ({"passed": 1}, "neither pass nor fail"),
         ({"form": "none"}, "which form ran"),
+        ({"attempt": 0}, "count its attempts"),
         ({"program": "0.1\x1b[2J"}, "plain text"),
     ],
 )

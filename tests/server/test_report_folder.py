@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import re
 import stat
@@ -14,9 +15,11 @@ from pgscatalog.core.lib.models import CatalogScoreHeader
 from pgscatalog.core.lib.scorefiles import ScoringFile
 
 import contracts
+import released
 import reported
 from sequester.protocols import accounting, privacy
 from sequester.protocols.errors import PrivacyError, StudyError
+from sequester.protocols.release import Documents
 from sequester.protocols.signing import sign_document
 from sequester.protocols.study import study_json
 from sequester.server.report.results_folder import scoring_files, variant_weights, write
@@ -39,7 +42,7 @@ def test_the_folder_holds_everything_and_a_second_writing_changes_nothing(tmp_pa
     names = {str(p.relative_to(folder)) for p in paths}
     assert names == set(_files(folder)) == {
         "results.json", "report.html", "certificate.json", "prs_rs.json", "study.json", "risk_scoring_file.txt.gz",
-        "receipts/harbor.json", "receipts/lake.json", "receipts/north.json",
+        "receipts/harbor.json", "receipts/lake.json", "receipts/north.json", "release.json",
     }  # fmt: skip
     before = _files(folder)
     assert write(folder, **held) == paths and _files(folder) == before
@@ -113,6 +116,47 @@ def test_results_and_study_that_do_not_belong_together_are_refused(tmp_path: Pat
         with pytest.raises(StudyError, match=said):
             write(tmp_path, **held | changed)
     assert _files(tmp_path) == {}
+
+
+def test_no_model_without_a_pass_of_every_hospital(tmp_path: Path, held: dict[str, Any]) -> None:
+    study = held["study"]
+    for documents, found in (
+        (Documents(), "harbor missing, lake missing, north missing"),
+        (Documents(released.verdicts(study, lake="missing")), "lake missing"),
+        (Documents(released.verdicts(study, lake="failed")), "lake failed"),
+    ):
+        with pytest.raises(PrivacyError, match=f"the release gate: {found}; a pass of every hospital was expected"):
+            write(tmp_path, **held | {"release_documents": documents})
+    forged = released.verdicts(study) | {"lake": released.verdict(study, "lake", key=contracts.SITES["north"])}
+    with pytest.raises(StudyError, match="verdict of lake: signed by"):
+        write(tmp_path, **held | {"release_documents": Documents(forged)})
+    assert _files(tmp_path) == {}
+
+
+def test_a_waiver_lets_the_model_out_and_is_printed_with_its_reason_and_its_names(
+    tmp_path: Path, held: dict[str, Any]
+) -> None:
+    study = held["study"]
+    waiver = released.waiver(study, {"lake": "failed"}, "Its libraries are older; checked <by hand>.")
+    verdicts = released.verdicts(study, lake="failed")
+    with pytest.raises(PrivacyError, match="lacks the countersignature of north"):
+        two = released.countersigned(study, waiver, ["harbor", "lake"])
+        write(tmp_path, **held | {"release_documents": Documents(verdicts, waiver, two)})
+    everybody = released.countersigned(study, waiver)
+    by_lake = released.waiver(study, {"lake": "failed"}, key=contracts.SITES["lake"])
+    with pytest.raises(StudyError, match="waiver of the coordinator: signed by"):
+        write(tmp_path, **held | {"release_documents": Documents(verdicts, by_lake, everybody)})
+    assert _files(tmp_path) == {}
+    write(tmp_path, **held | {"release_documents": Documents(verdicts, waiver, everybody)})
+    page = html.unescape((tmp_path / "report.html").read_text("utf-8"))
+    first = page[page.index("<section") : page.index("</section>")]
+    assert "Release gate waived" in first and "lake failed" in first and "checked <by hand>." in first
+    assert "countersigned by harbor, lake, north" in first
+    found = json.loads((tmp_path / "certificate.json").read_text())["release_gate"]
+    assert found["granted_by"] == "waiver" and found["waiver"]["countersigned"] == ["harbor", "lake", "north"]
+    assert found["sites"]["lake"]["verdict"] == "failed" and found["sites"]["north"]["verdict"] == "passed"
+    kept = json.loads((tmp_path / "release.json").read_text())
+    assert Documents.from_json(kept) == Documents(verdicts, waiver, everybody)
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0.5**0.5, None])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import loopback
-from sequester.protocols.signing import canonical, open_document
+from sequester.protocols.signing import canonical, open_document, sha256
 from sequester.protocols.study import parse_study, study_json
 from sequester.server.report.results_folder import write
 from sequester.simulate.hospitals import Hospital, hospitals
@@ -40,16 +40,31 @@ def test_what_a_real_run_leaves_behind_becomes_a_folder_with_verified_receipts(t
 
     async def main() -> None:
         async with alps.serving() as exchange:
-            digest = await alps.publish_and_approve(alps.study(fields))
+            # nobody has tried anything: every hospital's gate does, in a process of its own, before it joins
+            digest = await alps.publish_and_approve(alps.study(fields), tried=False)
             exchange.start(digest)
-            await alps.call(digest)
+            said = {"": ("not yet", "")}
+            while ("not yet", "") in said.values():
+                said = await alps.call(digest)
+            assert set(said.values()) == {("joined", "")}
             assert (await alps.ended(digest))["state"] == "done"
             texts = json.loads(exchange.results(digest))
+            documents = exchange.store.release(digest)
+            for name, hospital in alps.hospitals.items():
+                assert hospital.ledger is not None
+                rows = [r.body for r in hospital.ledger.rows() if r.body.get("study") == digest]
+                (row,) = [row for row in rows if row.get("what") == "Verdict"]
+                assert row["sha256"] == sha256(documents.verdicts[name]) and row["bytes"] == len(
+                    documents.verdicts[name]
+                )
+                kinds = [r["kind"] for r in rows]
+                assert rows.index(row) < kinds.index("reserve")  # nothing is reserved before the pass
+                assert [r["release"] for r in rows if "release" in r] == ["passed"]
         document = texts["study"].encode()
         study = parse_study(open_document(document, "study", None).body_bytes)
         receipts = {site: raw.encode() for site, raw in texts["receipts"].items()}
         assert canonical(study_json(study)) == open_document(document, "study", None).body_bytes
-        write(folder, study, digest, texts["results"].encode(), receipts, document)
+        write(folder, study, digest, texts["results"].encode(), receipts, document, documents)
 
     loopback.run(main)
     page = (folder / "report.html").read_text("utf-8")
@@ -58,5 +73,9 @@ def test_what_a_real_run_leaves_behind_becomes_a_folder_with_verified_receipts(t
         receipt = json.loads((folder / "receipts" / f"{site.name}.json").read_text("utf-8"))["body"]
         assert receipt["ledger"]["head"] in page
         assert statement["sites"][site.name]["charges"] == receipt["charges"] == {"score": 5, "held_out": 1}
+    assert statement["release_gate"]["granted_by"] == "passes"
+    for row in statement["release_gate"]["sites"].values():
+        assert row["verdict"] == "passed" and row["attempt"] == 1 and row["tried"][0]["analysis"] == "score"
+        assert set(row) == {"verdict", "site", "passed", "form", "tried", "attempt", "program", "time"}  # and no figure
     # six rounds of at least 1,024 padding coordinates with real noise: inside limits at 1e-4 a side
     assert statement["evidence"]["noise_on_padding"]["verdict"] == "the noise that was promised"

@@ -63,14 +63,14 @@ def first_page(data: bytes) -> str:
 def private() -> tuple[Study, dict[str, Any], bytes]:
     study = reported.private_study()
     results = reported.run(study)
-    return study, results, report_html(study, results, reported.receipt_bodies(study))
+    return study, results, report_html(study, results, reported.receipt_bodies(study), reported.standing(study))
 
 
 @pytest.fixture(scope="module")
 def exact() -> tuple[Study, dict[str, Any], bytes]:
     study = reported.exact_study()
     results = reported.run(study)
-    return study, results, report_html(study, results, reported.receipt_bodies(study))
+    return study, results, report_html(study, results, reported.receipt_bodies(study), reported.standing(study))
 
 
 def test_the_page_is_well_formed_and_every_id_is_used_once(private: Any, exact: Any) -> None:
@@ -90,7 +90,7 @@ def test_two_evaluations_of_one_study_share_no_id_and_the_first_is_the_headline(
         ]
     )
     results = reported.run(study)
-    page = Page(data := report_html(study, results, reported.receipt_bodies(study)))
+    page = Page(data := report_html(study, results, reported.receipt_bodies(study), reported.standing(study)))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids)) and page.faults == []
     assert {"roc-held_out-title", "roc-training-title"} <= set(ids)
@@ -113,7 +113,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(private: Any, exact: Any) -> 
 
 def test_the_same_input_gives_the_same_bytes(private: Any) -> None:
     study, results, data = private
-    assert report_html(study, deepcopy(results), reported.receipt_bodies(study)) == data
+    assert report_html(study, deepcopy(results), reported.receipt_bodies(study), reported.standing(study)) == data
 
 
 def test_the_first_page_says_what_was_asked_what_was_found_and_what_it_cost(private: Any) -> None:
@@ -152,7 +152,7 @@ def test_a_withheld_group_is_named_and_none_of_its_figures_is_printed(private: A
         "auc": {"value": 0.77123},
         "roc": [[0, 0], [1, 1]],
     }
-    page = report_html(study, careless, reported.receipt_bodies(study)).decode()
+    page = report_html(study, careless, reported.receipt_bodies(study), reported.standing(study)).decode()
     assert "0.771" not in page and "&lt;10" in page
 
 
@@ -163,7 +163,7 @@ def test_a_band_of_fewer_patients_than_the_floor_prints_the_floor_only(private: 
     roc[1] = [roc[0][0] + 0.0001, roc[0][1] + 0.0001]  # the top bin holds .01 % of each
     roc[2] = [0.0003, 0.0003]
     few["analyses"]["held_out"]["result"]["roc"] = roc
-    page = report_html(study, few, reported.receipt_bodies(study)).decode()
+    page = report_html(study, few, reported.receipt_bodies(study), reported.standing(study)).decode()
     row = re.search(r'<th scope="row">10</th><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>', page)
     assert row is not None and row[1] == row[2] == "&lt;10 patients"
 
@@ -190,7 +190,7 @@ def test_weights_have_intervals_in_exact_mode_only(private: Any, exact: Any) -> 
     noisy = deepcopy(results)
     for row in noisy["analyses"]["score"]["result"]["weights"]:
         row["se"] = 0.0123456
-    page = report_html(study, noisy, reported.receipt_bodies(study))
+    page = report_html(study, noisy, reported.receipt_bodies(study), reported.standing(study))
     assert "interval" not in _table(page, "Weights")
 
 
@@ -208,7 +208,7 @@ def test_every_hospital_has_its_receipt_and_a_missing_one_is_said(private: Any) 
         assert f'<th scope="row">{site}</th>' in _table(data, "Charges by hospital")
         assert body["ledger"]["head"] in page and str(body["ledger"]["counter"]) in _table(data, "Charges by hospital")
     del bodies["lake"]
-    page_without = report_html(study, results, bodies)
+    page_without = report_html(study, results, bodies, reported.standing(study))
     assert "Receipts missing" in first_page(page_without) and "lake" in first_page(page_without)
     assert "no receipt" in _table(page_without, "Charges by hospital")
 
@@ -217,7 +217,7 @@ def test_a_hospital_without_isolation_is_named_on_the_first_page(private: Any) -
     study, results, data = private
     bodies = reported.receipt_bodies(study)
     bodies["north"] |= {"allow_unisolated": True, "isolation": "compute shares this host's network"}
-    page = report_html(study, results, bodies)
+    page = report_html(study, results, bodies, reported.standing(study))
     assert "allow_unisolated" in first_page(page) and "north" in first_page(page)
     assert "allow_unisolated" not in data.decode()
     assert "Compute shares this host's network." in Page(page).words
@@ -227,14 +227,19 @@ def test_words_of_a_hospital_or_a_study_are_text_never_markup() -> None:
     study = reported.private_study(question="Is <script>alert(1)</script> & more a question?")
     bodies = reported.receipt_bodies(study, isolation='<img src="x" onerror="y">')
     results = reported.run(study, n=2000)
-    page = Page(report_html(study, results, bodies))
+    page = Page(report_html(study, results, bodies, reported.standing(study)))
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert "<script>alert(1)</script> & more" in page.words
 
 
-def test_no_hospital_is_spoken_of_but_for_bytes_charges_and_its_ledger(private: Any) -> None:
+def test_no_hospital_is_spoken_of_but_for_bytes_charges_its_ledger_and_its_verdict(private: Any) -> None:
     study, _, data = private
-    allowed = _table(data, "Charges by hospital") + _table(data, "Bytes that left each hospital")
+    tables = (
+        "Charges by hospital",
+        "Bytes that left each hospital",
+        "Release gate: each hospital&#39;s own installation, tried",
+    )
+    allowed = "".join(_table(data, caption) for caption in tables)
     text = data.decode()
     for site in study.site_ids:
         receipt = re.search(rf'<div class="receipt"><strong>{site}</strong>.*?</div>', text, flags=re.DOTALL)
@@ -253,7 +258,7 @@ def test_a_quantitative_outcome_is_judged_in_its_own_unit() -> None:
         cohort={"test_fraction": "0.2"},
     )  # fmt: skip
     results = reported.run(study, n=3000)
-    page = report_html(study, results, reported.receipt_bodies(study))
+    page = report_html(study, results, reported.receipt_bodies(study), reported.standing(study))
     error = results["analyses"]["held_out"]["result"]["mean_absolute_error"]
     assert f"{error:.3g} mg/week" in first_page(page) and "Mean absolute error" in first_page(page)
     assert Page(page).faults == []
@@ -262,7 +267,7 @@ def test_a_quantitative_outcome_is_judged_in_its_own_unit() -> None:
 def _with(study: Study, results: dict[str, Any], name: str, result: dict[str, Any]) -> bytes:
     changed = deepcopy(results)
     changed["analyses"][name]["result"] = result
-    return report_html(study, changed, reported.receipt_bodies(study))
+    return report_html(study, changed, reported.receipt_bodies(study), reported.standing(study))
 
 
 def test_a_grid_of_counts_is_printed_with_its_floor_and_its_noise() -> None:
@@ -307,7 +312,7 @@ def test_counts_of_an_exact_fit_below_the_floor_are_withheld_and_cannot_be_subtr
 def test_results_of_another_study_are_refused(private: Any) -> None:
     study, results, _ = private
     with pytest.raises(StudyError, match="these results are of study"):
-        report_html(study, results | {"study": "0" * 64}, {})
+        report_html(study, results | {"study": "0" * 64}, {}, reported.standing(study))
 
 
 @pytest.mark.parametrize(

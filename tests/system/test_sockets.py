@@ -11,10 +11,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from lowlands import CAN_ISOLATE, NAMES, POLICY, Lowlands, client_line
+from lowlands import CAN_ISOLATE, NAMES, POLICY, Lowlands, client, client_line, server
 from sequester.client.gate import control
 from sequester.client.gate.flower import door
 from sequester.one_machine.consortium import Published, Site
@@ -280,6 +282,10 @@ def test_the_receipt_and_the_report_print_who_went_without_isolation(held: Held,
     consortium = held.lowlands.consortium
     os.kill(held.family["zeeland", "compute"][0], signal.SIGCONT)
     held.lowlands.until("it is done", lambda: consortium.status(held.study.digest)["state"] == "done")
+    # every gate has tried itself before it joined, though nobody typed anything for that
+    assert consortium.status(held.study.digest)["release"] == {
+        "sites": dict.fromkeys(NAMES, "passed"), "granted_by": "passes"
+    }  # fmt: skip
     consortium.coordinate("study", "results", held.study.digest, "--out", str(tmp_path / "out"))
     receipts = {name: consortium.receipt(name, held.study.digest) for name in NAMES}
     assert {name: body["allow_unisolated"] for name, body in receipts.items()} == {
@@ -289,7 +295,46 @@ def test_the_receipt_and_the_report_print_who_went_without_isolation(held: Held,
     }
     assert receipts[BARE]["isolation"] == "compute shares this host's network"
     assert all("network namespace of its own" in receipts[name]["isolation"] for name in ISOLATED)
+    for name in NAMES:
+        rows = json.loads(consortium.hospital(name, "ledger", "--json"))["rows"]
+        (row,) = [row for row in rows if row.get("what") == "Verdict" and row["study"] == held.study.digest]
+        reserved = next(row for row in rows if row["kind"] == "reserve" and row["study"] == held.study.digest)
+        assert row["seq"] < reserved["seq"] and row["bytes"] < 1000
     page = re.sub(r"<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text("utf-8"))
     assert re.search(
         rf"without isolation[^.]*{BARE}|{BARE}[^.]*(without|no) (network )?isolation|allow_unisolated", page
     )
+
+
+def test_a_model_without_a_verdict_stays_in_until_it_is_tried_again_or_waived_by_all(
+    held: Held, tmp_path: Path
+) -> None:
+    consortium, digest, out = held.lowlands.consortium, held.study.digest, tmp_path / "out"
+    results = ("study", "results", digest, "--out", out)
+    store = consortium.server / "exchange" / "store.db"
+
+    def lose() -> None:
+        with closing(sqlite3.connect(store, timeout=20)) as db, db:
+            lost = "DELETE FROM attestations WHERE digest = ? AND site = 'gouda' AND kind = 'verdict'"
+            assert db.execute(lost, (digest,)).rowcount == 1
+
+    lose()
+    server(consortium.server, *results).one_error(40, "the release gate: gouda missing; a pass of every", "study waive")
+    assert not out.exists()
+    again = client(held.lowlands.home("gouda"), "audit", "release", digest, "--json")
+    said = json.loads(again.out)
+    assert again.status == 0 and said["passed"] and said["sent"] and said["models"][0]["checks"]
+    assert consortium.status(digest)["release"]["granted_by"] == "passes"
+    lose()
+    reason = "The machine of gouda is gone."
+    consortium.coordinate("study", "waive", digest, "--reason", reason)
+
+    def sign(name: str) -> None:
+        shown = consortium.hospital(name, "countersign", digest, "--person", "The data keeper", "--yes")
+        assert reason in shown and "gouda missing" in shown
+
+    consortium.each(sign, NAMES)
+    consortium.coordinate(*map(str, results))
+    assert reason in (out / "report.html").read_text("utf-8")
+    waived = json.loads((out / "certificate.json").read_text("utf-8"))["release_gate"]
+    assert waived["granted_by"] == "waiver" and waived["waiver"]["countersigned"] == list(NAMES)

@@ -26,7 +26,7 @@ Form = Literal["full", "short"]
 Word = Literal["passed", "failed", "missing"]
 FORMS: tuple[Form, ...] = ("full", "short")
 LONGEST_REASON = 2000
-SMALL = 1_000_000  # patients times features: below, the short form has the plan's own size
+SMALL = 1_000_000  # patients times features: below, the short form runs by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,16 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One hospital's signed word on its own installation; pass or fail is all that its trial says outside."""
+    """One hospital's signed word on its own installation; pass or fail is all that its trial says outside.
+
+    `attempt` counts the hospital's verdicts on this study: a pass after failures is seen to be one.
+    """
 
     site: str
     passed: bool
     form: Form
     tried: tuple[Tried, ...]
+    attempt: int
     program: str
     time: str
 
@@ -157,7 +161,7 @@ def models(study: Study) -> tuple[Plan, ...]:
 
 
 def form_of(study: Study) -> Form:
-    """The short form for a small plan, whose simulated cohort is as large as the real one; else the full form."""
+    """The short form for a small plan: smaller cohorts and three trainings, which find the same gross faults."""
     return "short" if study.n0 * len(study.features()) < SMALL else "full"
 
 
@@ -187,11 +191,11 @@ def judge(study: Study, digest: str, coordinator: bytes, documents: Documents) -
 
 
 def verdict_body(
-    digest: str, site: str, passed: bool, form: Form, tried: Sequence[Tried], program: str, time: str
+    digest: str, site: str, passed: bool, form: Form, tried: Sequence[Tried], attempt: int, program: str, time: str
 ) -> dict[str, Any]:
     """What a hospital signs as a `verdict`: pass or fail, and sizes that follow from the signed study."""
     return {"study": digest, "site": site, "passed": passed, "form": form, "tried": [row.json() for row in tried],
-            "program": program, "time": time}  # fmt: skip
+            "attempt": attempt, "program": program, "time": time}  # fmt: skip
 
 
 def waiver_body(digest: str, reason: str, stood: Mapping[str, Word], time: str) -> dict[str, Any]:
@@ -212,11 +216,14 @@ def read_verdict(study: Study, digest: str, site: str, raw: bytes) -> Verdict:
         raise _bad("verdict", site, "it is not about the private models of the study, each once")
     if type(body.get("passed")) is not bool or body.get("form") not in FORMS:
         raise _bad("verdict", site, "it says neither pass nor fail, or not which form ran")
+    attempt = body.get("attempt")
+    if type(attempt) is not int or not 0 < attempt < 2**31:
+        raise _bad("verdict", site, "it does not count its attempts")
     texts = {name: body.get(name) for name in ("program", "time")}
     for name, text in texts.items():
         if not _is_line(text, 60):
             raise _bad("verdict", site, f"`{name}` is not one line of plain text")
-    return Verdict(site, body["passed"], body["form"], tried, str(texts["program"]), str(texts["time"]))
+    return Verdict(site, body["passed"], body["form"], tried, attempt, str(texts["program"]), str(texts["time"]))
 
 
 def read_waiver(study: Study, digest: str, coordinator: bytes, raw: bytes) -> Waiver:

@@ -19,6 +19,7 @@ GRACE_S = 20.0
 # What a command line holds -> what kind of process it is; the first that fits. Others are of the kind that started them.
 KINDS = (
     ("sequester.client.compute.worker", "compute"),
+    ("sequester.client.release_worker", "release gate"),
     ("sequester.client.gate.flower.executor", "executor"),
     ("sequester.client.gate.flower.supernode", "SuperNode"),
     ("flower-supernode", "SuperNode"),

@@ -29,6 +29,8 @@ ANSWERS: dict[str, Callable[[bytes], Any]] = {
     "Control": pb.StudyStatus.FromString,
     "Status": pb.StudyStatus.FromString,
     "Result": pb.Blob.FromString,
+    "Waive": pb.Empty.FromString,
+    "Release": pb.Blob.FromString,
 }
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols import privacy
 from sequester.protocols.errors import PeerError, RoundAbandoned, SequesterError, StudyError
+from sequester.protocols.release import Release, judge
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.member import adv_json
 from sequester.protocols.secagg.messages import KeyAdvertisement, Message, Resume
@@ -28,6 +29,7 @@ from sequester.protocols.states import FINAL, StudyState
 from sequester.protocols.study import Study, parse_study
 from sequester.protocols.wire import MAX_FRAME_BYTES, Limits, Reader, check_hello, frames, hello
 from sequester.server import decisions, enrolment
+from sequester.server.release import words
 from sequester.server.rounds import SessionLost, StudyRun, results_bytes
 from sequester.server.store import Store, StoreFault
 
@@ -530,6 +532,7 @@ class Exchange:
             "rounds_closed": len(self.store.facts(digest)),
             "sites": decisions.standing(self.store.decisions(digest), study),
             "receipts": sorted(self.store.receipts(digest)),
+            "release": words(self.release(digest)),
         }
         running = self._running.get(digest)
         if running is not None:
@@ -540,12 +543,20 @@ class Exchange:
             }
         return row
 
+    def release(self, digest: str) -> Release:
+        """Where the export of a study's models stands."""
+        return judge(self.study(digest), digest, self._coordinator, self.store.release(digest))
+
     def results(self, digest: str) -> bytes:
-        """What `study results` writes out: results.json, the study and the receipts, as one JSON object of texts."""
+        """What `study results` writes out: results.json, the study and the receipts, as one JSON object of texts.
+
+        `PrivacyError` while the release gate holds a private model back.
+        """
         data = self.store.results(digest)
         if data is None:
             state = self.store.state(digest)
             raise StudyError(f"study {digest[:12]} has no results: it is {state}", hint=self.store.reason(digest))
+        self.release(digest).require()
         texts = {
             "results": data.decode(),
             "study": self.store.study(digest)[0].decode(),

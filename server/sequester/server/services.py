@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, SequesterError, StudyError
 from sequester.protocols.signing import open_document
-from sequester.server import enrolment, tls
+from sequester.server import enrolment, release, tls
 from sequester.server.exchange import Exchange
 
 log = logging.getLogger("sequester.exchange")
@@ -78,12 +78,23 @@ def site_service(exchange: Exchange) -> Handlers:
         exchange.decide(name(context), message.json)
         return pb.Empty()
 
+    def attest(message: pb.Document, context: Any) -> pb.Empty:
+        release.attest(exchange, name(context), message.json)
+        return pb.Empty()
+
+    def waiver(message: pb.StudyRequest, context: Any) -> pb.Documents:
+        digest = message.study_digest.hex()
+        exchange.addressed(name(context), digest)
+        raw = exchange.store.release(digest).waiver
+        return pb.Documents(documents=[] if raw is None else [pb.Document(json=raw)])
+
     def result(message: pb.StudyRequest, context: Any) -> pb.Blob:
         digest = message.study_digest.hex()
         exchange.addressed(name(context), digest)
         data = exchange.store.results(digest)
         if data is None:
             raise StudyError(f"study {digest[:12]} has no results yet", hint="ask again when it is done")
+        exchange.release(digest).require()
         return pb.Blob(data=data)
 
     async def session(requests: Any, context: Any) -> None:
@@ -109,6 +120,8 @@ def site_service(exchange: Exchange) -> Handlers:
         "Studies": _unary(studies, pb.Empty, is_member),
         "Bundle": _unary(bundle, pb.StudyRequest, is_member),
         "Decide": _unary(decide, pb.Document, is_member),
+        "Attest": _unary(attest, pb.Document, is_member),
+        "Waiver": _unary(waiver, pb.StudyRequest, is_member),
         "Result": _unary(result, pb.StudyRequest, is_member),
         "Session": grpc.stream_stream_rpc_method_handler(
             session, pb.Frame.FromString, lambda frame: frame.SerializeToString()
@@ -166,6 +179,15 @@ def coordinator_service(
     def result(message: pb.StudyRequest, context: Any) -> pb.Blob:
         return pb.Blob(data=exchange.results(message.study_digest.hex()))
 
+    def waive(message: pb.Document, context: Any) -> pb.Empty:
+        release.waive(exchange, coordinator, message.json)
+        return pb.Empty()
+
+    def released(message: pb.StudyRequest, context: Any) -> pb.Blob:
+        digest = message.study_digest.hex()
+        texts = {"study": store.study(digest)[0].decode(), "release": store.release(digest).json()}
+        return pb.Blob(data=json.dumps(texts).encode())
+
     def enrolments(message: pb.Empty, context: Any) -> pb.EnrolmentList:
         return enrolment.rows(store)
 
@@ -178,6 +200,8 @@ def coordinator_service(
         "Control": (control, pb.StudyControl),
         "Status": (status, pb.StudyRequest),
         "Result": (result, pb.StudyRequest),
+        "Waive": (waive, pb.Document),
+        "Release": (released, pb.StudyRequest),
     }
     methods = {verb: _unary(act, request, tls.is_coordinator) for verb, (act, request) in acts.items()}
     handlers: Handlers = grpc.method_handlers_generic_handler("sequester.v1.Coordinator", methods)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sequester.protocols.errors import SequesterError, StudyError
+from sequester.protocols.release import Documents
 from sequester.protocols.states import StudyState, advance
 
 WITNESSED = 8  # advertisements kept of one hospital and session: one begins it, one or two close it
@@ -41,6 +42,9 @@ CREATE TABLE IF NOT EXISTS results (digest TEXT PRIMARY KEY, json BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS receipts (digest TEXT, site TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, site));
 CREATE TABLE IF NOT EXISTS advertisements (
     key BLOB, data_set TEXT, counter INTEGER, row TEXT NOT NULL, PRIMARY KEY (key, data_set, counter)
+);
+CREATE TABLE IF NOT EXISTS attestations (
+    digest TEXT, kind TEXT, site TEXT, document BLOB NOT NULL, PRIMARY KEY (digest, kind, site)
 );
 CREATE TABLE IF NOT EXISTS room (id INTEGER PRIMARY KEY, filler BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS invitations (site TEXT PRIMARY KEY, secret_sha256 BLOB NOT NULL, expires INTEGER NOT NULL);
@@ -257,6 +261,18 @@ class Store:
     def receipts(self, digest: str) -> dict[str, bytes]:
         """Site -> receipt document."""
         return dict(self.db.execute("SELECT site, document FROM receipts WHERE digest = ?", (digest,)).fetchall())
+
+    def attest(self, digest: str, kind: str, site: str, document: bytes) -> None:
+        """Keep a `verdict` or `countersignature` of a hospital, or the coordinator's `waiver` (site ""); the last one counts."""
+        self.db.execute("INSERT OR REPLACE INTO attestations VALUES (?, ?, ?, ?)", (digest, kind, site, document))
+
+    def release(self, digest: str) -> Documents:
+        """What is kept of a study's release."""
+        found: dict[str, dict[str, bytes]] = {"verdict": {}, "waiver": {}, "countersignature": {}}
+        query = "SELECT kind, site, document FROM attestations WHERE digest = ? ORDER BY site"
+        for kind, site, document in self.db.execute(query, (digest,)):
+            found[kind][site] = document
+        return Documents(found["verdict"], found["waiver"].get(""), found["countersignature"])
 
     def witness(self, key: bytes, data_set: str, counter: int, row: dict[str, Any]) -> None:
         """Keep an advertisement: what a later study's peers may point at when a ledger was rolled back."""

@@ -9,11 +9,11 @@ import sys
 import typer
 from rich.console import Console
 
-from sequester.client.cli import data, doctor, identity, ledger, run, score, studies
+from sequester.client.cli import data, doctor, identity, ledger, release, run, score, studies
 from sequester.protocols.errors import SequesterError, SiteError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for subject in (identity, doctor, studies, data, run, ledger, score):
+for subject in (identity, doctor, studies, data, run, ledger, release, score):
     subject.register(app)
 
 

@@ -19,10 +19,13 @@ from sequester.protocols.errors import PrivacyError, SiteError
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 
+audit = typer.Typer(
+    no_args_is_help=True, help="Check the ledger and this installation, or hand the ledger to an auditor."
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands about the budget and its record."""
-    audit = typer.Typer(no_args_is_help=True, help="Check the ledger, or hand it to an auditor.")
     audit.command("verify")(verify)
     audit.command("export")(export)
     app.command("ledger")(ledger)
@@ -82,11 +85,13 @@ def verify(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
     Exit status: 0 whole; 40 with the number of the first bad entry, or with the approval whose text is not as signed.
     """
-    from sequester.client.gate import approval, audit
+    from sequester.client.gate import approval
+    from sequester.client.gate import audit as of_ledger
 
     place = home_of(home)
     folder = _folder(place)
-    found = audit.verify(folder, audit.witnesses([place.consortium(name) for name in place.consortia()], folder.name))
+    heads = of_ledger.witnesses([place.consortium(name) for name in place.consortia()], folder.name)
+    found = of_ledger.verify(folder, heads)
     changed = [sentence for name in place.consortia() for sentence in approval.changed_texts(place, name)]
     if as_json:
         typer.echo(json.dumps({**asdict(found), "approvals": changed}))
@@ -103,13 +108,13 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write every entry as one signed file that `deploy/verify_ledger.py` checks without this program."""
-    from sequester.client.gate import audit
+    from sequester.client.gate import audit as of_ledger
     from sequester.client.gate.ledger import Ledger, signing_key
 
     folder = _folder(home_of(home))
     held = Ledger(folder, read_only=True)
     try:
-        data = audit.export(held, signing_key(folder))
+        data = of_ledger.export(held, signing_key(folder))
     finally:
         held.close()
     try:

@@ -18,7 +18,7 @@ from rich.table import Table
 from sequester.client.config import Home, SiteConfig
 from sequester.client.config import home as home_of
 from sequester.client.policy import Objection
-from sequester.protocols import privacy
+from sequester.protocols import privacy, release
 from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, SiteError, StudyError
 from sequester.protocols.signing import Document, open_document, raw_public
 from sequester.protocols.study import Study, parse_study, read_study, study_json
@@ -173,8 +173,11 @@ def approve(
         typer.echo("Nothing was signed.")
         raise typer.Exit(1)
     document = approval.sign(place, found.consortium, config, found.study, shown, person, role or roles[0], key)
-    typer.echo(f"{approval.standing(place, found.consortium, found.digest, roles)}: {found.digest[:12]}.")
+    standing = approval.standing(place, found.consortium, found.digest, roles)
+    typer.echo(f"{standing}: {found.digest[:12]}.")
     _send(place, found, document, offline)
+    if standing == "approved" and release.models(found.study):
+        _try_out(place, found)
 
 
 def refuse(
@@ -347,6 +350,22 @@ def _title(study: Study, config: SiteConfig) -> str:
 def _outcome(home: Home, found: Published) -> str:
     path = home.consortium(found.consortium) / "outcomes" / found.digest
     return path.read_text("ascii") if path.is_file() else ""
+
+
+def _try_out(home: Home, found: Published) -> None:
+    """Have the running gate try this installation on made-up patients; without one that happens when it runs."""
+    from sequester.client.gate import control
+
+    request = {"ask": "try", "consortium": found.consortium, "study": found.digest}
+    try:
+        control.ask(home.run / "gate.sock", request)
+        when = "now"
+    except SiteError:
+        when = "when `sequester-client run` runs"
+    typer.echo(
+        f"The release gate tries this installation on made-up patients {when}; pass or fail is all that leaves. "
+        f"`sequester-client audit release {found.digest[:12]}` shows it."
+    )
 
 
 def _send(home: Home, found: Published, document: bytes, offline: bool) -> None:

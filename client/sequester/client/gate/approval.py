@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sequester.client.config import Home, SiteConfig
 from sequester.client.policy import Objection
-from sequester.protocols import privacy
+from sequester.protocols import privacy, release
 from sequester.protocols.analyses.registry import CONSENT, analysis_of
 from sequester.protocols.decimals import one_spelling
 from sequester.protocols.errors import RefusalCode, SiteError, StudyError
@@ -113,6 +113,8 @@ def text(study: Study, digest: str, config: SiteConfig, pinned: frozenset[bytes]
             f"at most {attempts} rounds"
         )
     lines.append(f"  at most {total} bytes in all, and the messages that carry them")
+    if release.models(study):
+        lines.append("  pass or fail, signed, of this site's release gate: tried on made-up patients before it joins")
     promise = privacy.promise(study)
     if promise is not None:
         profile = profile_of(study.privacy)

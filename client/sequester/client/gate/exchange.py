@@ -109,6 +109,20 @@ def send_decision(home: Home, consortium: str, document: bytes) -> None:
         ask.call("Decide", pb.Document(json=document), pb.Empty.FromString)
 
 
+def send_attestation(home: Home, consortium: str, document: bytes) -> None:
+    """Hand a signed verdict or countersignature to the exchange."""
+    with calls(home, consortium) as ask:
+        ask.call("Attest", pb.Document(json=document), pb.Empty.FromString)
+
+
+def fetch_waiver(home: Home, consortium: str, digest: str) -> bytes | None:
+    """The coordinator's waiver of a study as the exchange has it, not yet checked; None where there is none."""
+    request = pb.StudyRequest(study_digest=bytes.fromhex(digest))
+    with calls(home, consortium) as ask:
+        documents = ask.call("Waiver", request, pb.Documents.FromString).documents
+    return bytes(documents[0].json) if documents else None
+
+
 def fetch_result(home: Home, consortium: str, digest: str) -> dict[str, Any]:
     """The results of a finished study, as the coordinator has them."""
     with calls(home, consortium) as ask:

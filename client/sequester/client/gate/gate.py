@@ -23,9 +23,10 @@ from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.egress import Egress, Seldom
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
+from sequester.client.gate.release import ReleaseGate
 from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.gate.session import DISK_S, Progress, Session
-from sequester.protocols import privacy
+from sequester.protocols import privacy, release
 from sequester.protocols.errors import RefusalCode, SequesterError, SiteError, StudyError
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.signing import canonical, sign_document
@@ -44,6 +45,7 @@ class Consortium:
         self.name = name
         self.folder = home.consortium(name)
         self.sessions: dict[str, Session] = {}
+        self.release = ReleaseGate(home, name, config.site.id, ledger)
         self._home = home
         self._config = config
         self._ledger = ledger
@@ -75,6 +77,7 @@ class Consortium:
 
     async def join(self, digest: str, bundle: str) -> tuple[str, str]:
         """("joined", ""), ("not yet", "") or ("refused", public code); the full reason goes to this site's log."""
+        until = asyncio.get_running_loop().time() + JOIN_S
         try:
             if (recorded := self.outcome(digest)) is not None:
                 return ("joined", "") if recorded == "done" else ("refused", RefusalCode.STUDY)
@@ -85,6 +88,11 @@ class Consortium:
                     hint="refuse; ask the coordinator which program was meant",
                     code=RefusalCode.STUDY,
                 )
+            try:
+                async with asyncio.timeout_at(until):
+                    await self.release.require(study, digest)
+            except TimeoutError:
+                return "not yet", ""  # the trial goes on, and the study calls again
             session = await self.begin(study, digest)
         except SequesterError as error:
             code = (error.code or RefusalCode.NOT_READY).value
@@ -93,7 +101,8 @@ class Consortium:
                 self._ledger.append("note", {"study": digest, "refused": code, "times": times})
             return "refused", (error.code or RefusalCode.NOT_READY).value
         try:
-            await asyncio.wait_for(session.stands.wait(), JOIN_S)
+            async with asyncio.timeout_at(until):
+                await session.stands.wait()
         except TimeoutError:
             return "not yet", ""
         return "joined", ""
@@ -124,7 +133,10 @@ class Consortium:
         return session
 
     async def resume(self) -> None:
-        """Take up every study that a journal says was under way when the gate ended, and every receipt on its way."""
+        """Take up every study that a journal says was under way when the gate ended, and every receipt on its way.
+
+        Approved studies whose release gate has not run are tried.
+        """
         for receipt in sorted((self.folder / "receipts").glob("*.json")):
             if self.outcome(receipt.stem) is not None:
                 self._deliver(receipt.stem, Egress(self._ledger, receipt.stem))
@@ -134,9 +146,20 @@ class Consortium:
                     await self.begin(self._approved(folder.name), folder.name)
                 except SequesterError as error:
                     log.error("study %s is not taken up again: %s", folder.name[:12], error.message)
+        for digest in self._known():
+            if self.outcome(digest) is None:
+                with contextlib.suppress(SequesterError):
+                    self.try_out(digest)
+
+    def try_out(self, digest: str) -> None:
+        """Start the trial of an approved study that has models and no verdict; an error where it is not approved."""
+        study = self._approved(digest)
+        if release.models(study) and self.release.verdict(study, digest) is None:
+            self.release.start(study, digest)
 
     async def stop(self) -> None:
         """End every session's work here; the journals keep what is needed to go on."""
+        await self.release.stop()
         tasks = [*self._tasks.values(), *self._deliveries.values()]
         for task in tasks:
             task.cancel()
@@ -258,6 +281,10 @@ class Consortium:
             os.urandom,
         )  # fmt: skip
         return member, journal
+
+    def stored(self, digest: str) -> Study:
+        """A study as it was published to this site."""
+        return exchange.stored_study(self._home, self.name, digest)[0]
 
     def _approved(self, digest: str) -> Study:
         study, document = exchange.stored_study(self._home, self.name, digest)

@@ -20,7 +20,7 @@ from typing import Any
 
 from sequester.client.config import Home, SiteConfig
 from sequester.client.gate import control, tls
-from sequester.client.gate.flower.door import serve_door
+from sequester.client.gate.flower.door import is_digest, serve_door
 from sequester.client.gate.flower.forwarder import serve_forwarder
 from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
@@ -175,6 +175,7 @@ class Branch:
                 child.look()
             if time.monotonic() - written >= CONTROL_BYTES_S:
                 self._write_control_bytes()
+                await self.consortium.release.send_all()
                 written = time.monotonic()
             await asyncio.sleep(0.5)
 
@@ -252,10 +253,38 @@ class Desk:
                     yes = request.get("yes") is True
                     await session.answer_hold(yes)
                     return {"said": f"study {digest[:12]}: the round {'goes out' if yes else 'was refused'}."}
+                case "try" | "trial" | "send" as what:
+                    return await self._release(what, self._of(request), str(request["study"]), request.get("form"))
                 case _:
                     raise SiteError("the gate does not know that question", hint="update the older of the two programs")
         except SequesterError as error:
             return {"error": error.message, "hint": error.hint}
+
+    async def _release(self, what: str, consortium: Consortium, digest: str, form: Any) -> dict[str, Any]:
+        """Of the release gate: start a trial, say how far it is, hand over what was signed."""
+        study, gate = consortium.stored(digest), consortium.release
+        if what == "send":
+            return {"sent": await gate.send(digest)}
+        if what == "try" and form is None:
+            consortium.try_out(digest)
+        elif what == "try":
+            gate.start(study, digest, "full" if form == "full" else "short")
+        trial = gate.trial(digest)
+        if trial is None or trial.task is None:
+            raise SiteError(
+                f"no trial of study {digest[:12]} has run here", hint="`sequester-client audit release` starts one"
+            )
+        if trial.error is not None:
+            raise trial.error
+        return {"running": not trial.task.done(), "said": trial.said, "part": trial.part}
+
+    def _of(self, request: dict[str, Any]) -> Consortium:
+        found = [b.consortium for b in self._branches if b.consortium.name == request.get("consortium")]
+        if len(found) != 1 or not is_digest(str(request.get("study"))):
+            raise SiteError(
+                "this gate does not run for that consortium", hint="start it again with `sequester-client run`"
+            )
+        return found[0]
 
     def _find(self, prefix: str) -> tuple[Consortium, str]:
         found = [

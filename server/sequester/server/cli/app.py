@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from sequester.protocols.errors import SequesterError, SiteError
-from sequester.server.cli import exchange, identity, rehearse, simulate, study, weights
+from sequester.server.cli import exchange, identity, rehearse, release, simulate, study, weights
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for subject in (identity, study, exchange, weights, simulate, rehearse):
+for subject in (identity, study, exchange, release, weights, simulate, rehearse):
     subject.register(app)
 
 

@@ -17,7 +17,6 @@ from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import RoundAbandoned, StudyError
 from sequester.protocols.signing import open_document, sign_document
 from sequester.protocols.states import FINAL, StudyState
-from sequester.protocols.study import parse_study
 from sequester.server.cli.study import HomeOption, JsonOption, passphrase, verbs
 from sequester.server.config import Home
 from sequester.server.config import home as home_of
@@ -74,7 +73,7 @@ def publish(
         except OSError as error:
             raise StudyError(f"{file}: {error.strerror}", hint="`study sign` and `bundle` write them") from None
     digest = open_document(data[path], "study", None).digest
-    _call(home, "Publish", pb.PublishRequest(study=pb.Document(json=data[path]), bundle=data[bundle]))
+    call(home, "Publish", pb.PublishRequest(study=pb.Document(json=data[path]), bundle=data[bundle]))
     typer.echo(f"study {digest} is published.")
     typer.echo(f"next: its hospitals approve; `sequester-server study status {digest[:12]}` shows who has.")
 
@@ -89,8 +88,8 @@ def start(
 
     With --wait: exit 0 when it is done, 50 when it ended otherwise.
     """
-    digest = _digest(home, study)
-    row = json.loads(_call(home, "Start", _request(digest)).json)
+    digest = digest_of(home, study)
+    row = json.loads(call(home, "Start", request_of(digest)).json)
     if wait:
         row = _follow(home, digest, quiet=as_json)
     if as_json:
@@ -125,9 +124,9 @@ def status(
 ) -> None:
     """Show where studies stand: who approved, whose stream stands, how many rounds are closed, why one ended."""
     if study:
-        rows = [_status(home, _digest(home, study))]
+        rows = [_status(home, digest_of(home, study))]
     else:
-        rows = json.loads(_call(home, "Status", pb.StudyRequest()).json)
+        rows = json.loads(call(home, "Status", pb.StudyRequest()).json)
     if as_json:
         typer.echo(json.dumps(rows[0] if study else rows, indent=2))
         return
@@ -142,10 +141,16 @@ def status(
                 f"  {row['analysis']}, step {row['step']} of {row['of']}, {row['rounds_closed']} rounds closed"
             )
         if study:
-            table = Table("hospital", "stands", "receipt")
+            table = Table("hospital", "stands", "release gate", "receipt")
             for name, word in row["sites"].items():
-                table.add_row(name, word, "yes" if name in row["receipts"] else "no")
+                tried = row["release"]["sites"].get(name, "not needed")
+                table.add_row(name, word, tried, "yes" if name in row["receipts"] else "no")
             console.print(table)
+            if waiver := row["release"].get("waiver"):
+                names = ", ".join(waiver["countersigned"]) or "nobody"
+                console.print(
+                    f"waiver of the release gate, countersigned by {names}: {waiver['reason']}", soft_wrap=True
+                )
 
 
 def results(
@@ -154,21 +159,21 @@ def results(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier call.")] = False,
     home: HomeOption = None,
 ) -> None:
-    """Fetch the results of a study that is done and write the report, the model and every hospital's receipt."""
+    """Fetch the results of a study that is done and write the report, the model and every hospital's receipt.
+
+    A private model comes out when every hospital's release gate has passed, or under a waiver that every hospital has
+    countersigned (`study waive`). Exit status 40 while neither is there.
+    """
+    from sequester.server.cli.release import fetched
     from sequester.server.report.results_folder import write
 
-    digest = _digest(home, study)
-    texts = json.loads(_call(home, "Result", _request(digest)).data)
-    document = texts["study"].encode()
-    place = home_of(home)
-    key = bytes.fromhex((place.coordinator / "coordinator.pub").read_text("ascii").strip())
-    body = open_document(document, "study", key)
-    if body.digest != digest:
-        raise StudyError("the exchange answered with another study", hint="tell whoever runs the exchange")
+    digest = digest_of(home, study)
+    signed, of, standing, documents = fetched(home_of(home), digest)
+    if _status(home, digest)["state"] in (StudyState.DONE, StudyState.SUPERSEDED):
+        standing.require()
+    texts = json.loads(call(home, "Result", request_of(digest)).data)
     receipts = {site: raw.encode() for site, raw in texts["receipts"].items()}
-    paths = write(
-        out, parse_study(body.body_bytes), digest, texts["results"].encode(), receipts, document, overwrite=overwrite
-    )
+    paths = write(out, of, digest, texts["results"].encode(), receipts, signed.raw, documents, overwrite=overwrite)
     for path in paths:
         typer.echo(str(path))
 
@@ -176,27 +181,29 @@ def results(
 # ---- calls ----------------------------------------------------------------------------------------------------------
 
 
-def _call(home: Path | None, method: str, request: Any) -> Any:
+def call(home: Path | None, method: str, request: Any) -> Any:
+    """The exchange's answer to one call of the coordinator."""
     from sequester.server.coordinator import coordinator_stub
 
     with coordinator_stub(home_of(home)) as ask:
         return ask.call(method, request)
 
 
-def _request(digest: str) -> pb.StudyRequest:
+def request_of(digest: str) -> pb.StudyRequest:
+    """A question about one study."""
     return pb.StudyRequest(study_digest=bytes.fromhex(digest))
 
 
 def _status(home: Path | None, digest: str) -> dict[str, Any]:
-    row: dict[str, Any] = json.loads(_call(home, "Status", _request(digest)).json)
+    row: dict[str, Any] = json.loads(call(home, "Status", request_of(digest)).json)
     return row
 
 
-def _digest(home: Path | None, prefix: str) -> str:
+def digest_of(home: Path | None, prefix: str) -> str:
     """The one published study whose digest starts with `prefix`."""
     if len(prefix) == 64:
         return prefix.lower()
-    known = [row["digest"] for row in json.loads(_call(home, "Status", pb.StudyRequest()).json)]
+    known = [row["digest"] for row in json.loads(call(home, "Status", pb.StudyRequest()).json)]
     found = [digest for digest in known if len(prefix) >= 4 and digest.startswith(prefix.lower())]
     if len(found) != 1:
         raise StudyError(
@@ -209,11 +216,11 @@ def _digest(home: Path | None, prefix: str) -> str:
 def _control(home: Path | None, study: str, act: str) -> None:
     from sequester.server.authority import signing_key
 
-    digest = _digest(home, study)
+    digest = digest_of(home, study)
     place: Home = home_of(home)
     order = sign_document("order", {"study": digest, "act": act}, signing_key(place, passphrase()))
     request = pb.StudyControl(study_digest=bytes.fromhex(digest), act=act, order=pb.Document(json=order))
-    row = json.loads(_call(home, "Control", request).json)
+    row = json.loads(call(home, "Control", request).json)
     typer.echo(f"study {digest[:12]} is {row['state']}.")
 
 
@@ -232,7 +239,7 @@ def _follow(home: Path | None, digest: str, quiet: bool) -> dict[str, Any]:
     with coordinator_stub(home_of(home)) as ask:
 
         def now() -> dict[str, Any]:
-            row: dict[str, Any] = json.loads(_patiently(lambda: ask.call("Status", _request(digest))).json)
+            row: dict[str, Any] = json.loads(_patiently(lambda: ask.call("Status", request_of(digest))).json)
             return row
 
         if not quiet:

@@ -1,7 +1,8 @@
 """The privacy certificate of a study's release: everything spec/privacy.md, section 1, says a release must carry.
 
-One JSON value, from the signed study, the results and the hospitals' verified receipts. The page prints it; nothing in it
-is about a single hospital except the charges that its own ledger counted. A figure that is not known says so and why.
+One JSON value, from the signed study, the results, and the hospitals' verified receipts and verdicts. The page prints it;
+nothing in it is about a single hospital except the charges that its own ledger counted and the pass or fail it signed. A
+figure that is not known says so and why.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,7 @@ from sequester.protocols.accounting import DELTA_SLACK, Event
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.evidence import PADDING_LEVEL
 from sequester.protocols.evidence import padding_limits as limits_of
+from sequester.protocols.release import Release
 from sequester.protocols.study import Study
 from sequester.server.report.receipts import Receipt
 
@@ -42,9 +44,12 @@ IMPLEMENTATION = {
 
 
 def certificate(
-    study: Study, digest: str, results: Mapping[str, Any], receipts: Mapping[str, Receipt]
+    study: Study, digest: str, results: Mapping[str, Any], receipts: Mapping[str, Receipt], standing: Release
 ) -> dict[str, Any]:
-    """The certificate as a JSON value; sites without a receipt are listed with the whole reservation."""
+    """The certificate as a JSON value; sites without a receipt are listed with the whole reservation.
+
+    `standing` is where the release gate stands, judged from the hospitals' own signatures.
+    """
     private = [plan for plan in study.analyses if plan.mode == "private"]
     exact = [plan.name for plan in study.analyses if plan.mode == "exact"]
     promise = privacy.promise(study)
@@ -91,6 +96,7 @@ def certificate(
             "chosen": "fixed in the signed study before any patient was read; nothing was tuned on these patients",
             "charged": "0: no search ran on these patients in this study",
         },
+        "release_gate": release_gate(standing),
         "evidence": evidence(study, results),
         "versions": {"sequester": version("sequester")},
     }  # fmt: skip
@@ -138,6 +144,21 @@ def public_inputs(study: Study) -> dict[str, Any]:
             if p.kind in ("glm", "training") and p.family == "logistic"
         },
     }
+
+
+def release_gate(standing: Release) -> dict[str, Any]:
+    """What each hospital's trial of its own installation came to, and what let the models out."""
+    waiver = standing.waiver
+    return {
+        "rule": "a pass of every hospital of the signed roster, or a waiver of the coordinator that each has countersigned",
+        "granted_by": standing.granted_by or "nothing: no model may be exported",
+        "sites": {
+            site: {"verdict": word} | (asdict(standing.verdicts[site]) if site in standing.verdicts else {})
+            for site, word in standing.words.items()
+        },
+        "waiver": None if waiver is None else asdict(waiver) | {"countersigned": list(standing.countersigned)},
+        "means": "pass: no gross fault was found on made-up patients; evidence, not proof, of epsilon",
+    }  # fmt: skip
 
 
 def evidence(study: Study, results: Mapping[str, Any]) -> dict[str, Any]:

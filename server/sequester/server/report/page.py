@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import StudyError
+from sequester.protocols.release import Release
 from sequester.protocols.signing import spoken
 from sequester.protocols.study import Study
 from sequester.server.report import findings, models, prs_rs
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def report_html(study: Study, results: dict[str, Any], receipts: dict[str, dict[str, Any]]) -> bytes:
+def report_html(study: Study, results: dict[str, Any], receipts: dict[str, dict[str, Any]], standing: Release) -> bytes:
     """The page, UTF-8. `receipts` are verified bodies by site; results of another study are a `StudyError`."""
     digest = privacy.study_digest(study)
     if results.get("study") != digest:
@@ -37,7 +38,7 @@ def report_html(study: Study, results: dict[str, Any], receipts: dict[str, dict[
             hint="a changed byte is another study: give the study that was run",
         )
     known = {site: read(study, digest, site, body) for site, body in receipts.items()}
-    return render(study, digest, results, known, certificate(study, digest, results, known))
+    return render(study, digest, results, known, certificate(study, digest, results, known, standing))
 
 
 def render(
@@ -167,6 +168,16 @@ def _notices(
         rows.append(
             ("Receipts missing", f"{', '.join(missing)}: epsilon is stated for everything that was reserved there.")
         )
+    if waiver := statement["release_gate"]["waiver"]:
+        stood = ", ".join(f"{site} {word}" for site, word in waiver["stood"].items())
+        names = ", ".join(waiver["countersigned"]) or "nobody"
+        rows.append(
+            (
+                "Release gate waived",
+                f"No pass of the release gate: {stood}. The coordinator waived it at {waiver['time']}, countersigned by {names}: "
+                f"{waiver['reason']}",
+            )
+        )
     padding = statement["evidence"]["noise_on_padding"]
     if padding["limits"] is not None and padding["ratio"] is not None and padding["ratio"] < padding["limits"][0]:
         rows.append(
@@ -209,6 +220,8 @@ def _certificate_tables(study: Study, statement: Mapping[str, Any]) -> list[Tabl
         )
         tables.insert(0, Table("Epsilon of the study", ("View", "Value"), views, sentence(delta["slack_because"])))
     tables.append(_releases(statement["releases"]))
+    if statement["release_gate"]["sites"]:
+        tables.append(_release_gate(statement["release_gate"]))
     if epsilon["reported"] is not None:
         tables.append(_padding(statement["evidence"]["noise_on_padding"]))
     return tables
@@ -236,6 +249,29 @@ def _releases(releases: list[dict[str, Any]]) -> Table:
         "σ noise multiplier, C bound on what one patient changes, q share sampled, T rounds, R spare attempts paid for."
     )
     return Table("Releases", head, tuple(rows), note, words=(1,))
+
+
+def _release_gate(gate: Mapping[str, Any]) -> Table:
+    head = ("Hospital", "Verdict", "Form", "Made-up patients", "Trainings", "Attempt", "Program", "Signed at")
+    rows = []
+    for site, row in gate["sites"].items():
+        tried = row.get("tried", ())
+        rows.append(
+            (
+                site,
+                row["verdict"],
+                row.get("form", "—"),
+                ", ".join(f"{t['analysis']} {t['patients']:,}" for t in tried) or "—",
+                ", ".join(str(t["runs"]) for t in tried) or "—",
+                str(row.get("attempt", "—")),
+                row.get("program", "—"),
+                row.get("time", "—"),
+            )
+        )
+    note = f"Model let out by: {gate['granted_by']}. Asked for: {gate['rule']}. {sentence(gate['means'])}"
+    return Table(
+        "Release gate: each hospital's own installation, tried", head, tuple(rows), note, words=(1, 2, 3, 6, 7)
+    )
 
 
 def _padding(padding: Mapping[str, Any]) -> Table:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sequester.protocols import privacy
+from sequester.protocols import privacy, release
 from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
+from sequester.protocols.release import Documents
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study, study_json
 from sequester.server.report import prs_rs, receipts
@@ -31,15 +32,20 @@ def write(
     results_json: bytes,
     receipt_documents: Mapping[str, bytes],
     study_document: bytes,
+    release_documents: Documents,
     *,
     overwrite: bool = False,
 ) -> list[Path]:
     """The paths written, in order; files that are there already with the same bytes count as written.
 
     Raises `StudyError` where study, results or a receipt (which is named) do not belong together, or a file of another
-    content is in the way; `PrivacyError` where the noise measured on the padding is less than promised.
+    content is in the way; `PrivacyError` where the release gate holds a private model back, or the noise measured on the
+    padding is less than promised.
     """
     results = _checked(study, digest, results_json, study_document)
+    # a waiver is by whoever signed the study
+    standing = release.judge(study, digest, open_document(study_document, "study", None).signer, release_documents)
+    standing.require()
     bodies = receipts.opened(study, digest, receipt_documents)
     limits, ratio = padding_limits(study, results), results.get("noise_on_padding")
     if limits is not None and (ratio is None or ratio < limits[0]):
@@ -55,7 +61,7 @@ def write(
             code=RefusalCode.BUDGET,
         )
     known = {site: receipts.read(study, digest, site, body) for site, body in bodies.items()}
-    statement = certificate(study, digest, results, known)
+    statement = certificate(study, digest, results, known, standing)
     files = {
         "results.json": results_json,
         "report.html": render(study, digest, results, known, statement),
@@ -64,6 +70,7 @@ def write(
         "study.json": study_document,
         **scoring_files(study, digest, results),
         **{f"receipts/{site}.json": data for site, data in sorted(receipt_documents.items())},
+        **({"release.json": _json(release_documents.json())} if standing.words else {}),
     }  # fmt: skip
     paths = {folder / name: data for name, data in files.items()}
     if not overwrite:
