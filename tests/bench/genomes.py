@@ -1,23 +1,25 @@
-"""Genotype files of 5,000 people x 50,000 variants: our block reader against pgenlib, our ingest against cyvcf2, memory.
+"""Genotypes: a clipped-gradient pass and a score vector against pgenlib's own read, a scan against PLINK 2, readers, memory.
 
-    python -m bench.genomes [--people 5000] [--variants 50000] [--vcf-variants 5000]
-
-Each figure is a ratio to the library's own rate in the same run, best of three, alternating. Memory is the peak resident
-set of a process of its own, above that of an interpreter that only imported the reader.
+Figures: genotype_pass_limit, scan_vs_plink2; and reported: our block reader to pgenlib, our VCF ingest to cyvcf2. The peers
+are libraries of the product (pgenlib, cyvcf2) and the plink2 of the path. A pass is a frozen store's round as compute
+answers it: int8 dosages from disk once, forward and transposed product in float64, missing calls at the public mean.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bench import store
+from bench.frame import Bench, interleaved, timed
+from sequester.client.compute.cohort import StoredCohort
 
 _PEAK = """
 import json, sys
@@ -33,32 +35,20 @@ print(json.dumps([(peak() - before) / 1024, total]))
 """
 
 
-def best(*tasks: Callable[[], object], rounds: int = 3) -> list[float]:
-    """The least seconds of each task, taken in turn."""
-    least = [float("inf")] * len(tasks)
-    for _ in range(rounds):
-        for i, task in enumerate(tasks):
-            start = time.perf_counter()
-            task()
-            least[i] = min(least[i], time.perf_counter() - start)
-    return least
-
-
-def write_pgen(prefix: Path, people: int, variants: int) -> None:
-    """Random genotypes with 0.5 % missing and the frequencies of an array."""
+def write_pgen(prefix: Path, dosage: Any) -> None:
+    """The genotypes of a store, int8 (patients, variants), as PLINK 2 files."""
     from sequester.client.ingest.convert import GenotypeWriter, write_psam
 
-    rng = np.random.default_rng(1)
+    people, variants = dosage.shape
     with (
         GenotypeWriter(prefix.with_suffix(".pgen"), people, variants, dosages=False) as writer,
         prefix.with_suffix(".pvar").open("w") as pvar,
     ):
         pvar.write("#CHROM\tPOS\tID\tREF\tALT\n")
-        for j in range(variants):
-            row = rng.binomial(2, rng.uniform(0.05, 0.5), people).astype(np.int8)
-            row[rng.random(people) < 0.005] = -9
-            writer.add(row)
-            pvar.write(f"{1 + j * 22 // variants}\t{1000 + j}\tv{j}\tA\tG\n")
+        for first in range(0, variants, 1000):
+            for j, row in enumerate(np.ascontiguousarray(dosage[:, first : first + 1000].T), first):
+                writer.add(row)
+                pvar.write(f"{1 + j * 22 // variants}\t{1000 + j}\tv{j}\tA\tG\n")
     write_psam(prefix.with_suffix(".psam"), [f"p{i}" for i in range(people)], [0] * people)
 
 
@@ -78,42 +68,118 @@ def write_vcf(path: Path, prefix: Path, variants: int) -> None:
     path.write_bytes(bgzip("".join(lines).encode(), 65_000))
 
 
-def blocks_ratio(prefix: Path) -> dict[str, float]:
-    """Our int8 blocks against pgenlib's own read_range of the whole file, and against it in blocks of the same size."""
-    import pgenlib
+class Pgenlib:
+    """pgenlib's read of a whole file as int8, into an array it is given."""
 
-    from sequester.client.compute.genome.plink import PlinkFiles
+    def __init__(self, prefix: Path, people: int, variants: int) -> None:
+        self.path, self.people, self.variants = str(prefix.with_suffix(".pgen")).encode(), people, variants
+        self.whole = np.empty((variants, people), dtype=np.int8)
 
-    files = PlinkFiles(str(prefix))
-    n, v = len(files.samples), len(files.variants)
-    whole = np.empty((v, n), dtype=np.int8)
+    def read(self) -> None:
+        """Every genotype."""
+        import pgenlib
 
-    def theirs() -> None:
-        reader = pgenlib.PgenReader(str(files.genotypes).encode(), raw_sample_ct=n, variant_ct=v)
-        reader.read_range(0, v, whole)
+        reader = pgenlib.PgenReader(self.path, raw_sample_ct=self.people, variant_ct=self.variants)
+        reader.read_range(0, self.variants, self.whole)
         reader.close()
 
-    def ours() -> None:
-        for _ in files.blocks():
-            pass
 
-    a, b = best(theirs, ours)
-    return {"million_genotypes_a_second": n * v / b / 1e6, "to_pgenlib": a / b}
+def passes(bench: Bench, folder: Path, prefix: Path, people: int, variants: int) -> None:
+    """A later round of a model (forward and transpose), and a one-shot score vector with the records' norms."""
+    peer = Pgenlib(prefix, people, variants)
+    tasks = {"pgenlib": lambda: timed(peer.read)}
+    for recipe in ("gradient", "one-shot"):
+        study = store.study(variants, {"gradients": "closed", "recipe": recipe, "clip": "0.3"})
+        plan: Any = study.analyses[0]
+        cohort = StoredCohort(folder, study)
+        weights = {"head.weight": np.zeros((1, variants + 1))}
+        if recipe == "gradient":
+            weights["head.weight"][:] = np.random.default_rng(3).standard_normal(variants + 1) * 0.1
+        cohort.gradient(plan, weights)
+
+        def ours(cohort: StoredCohort = cohort, plan: Any = plan, weights: Any = weights) -> None:
+            if plan.recipe == "one-shot":
+                cohort._linear._squares.fill(np.nan)  # type: ignore[union-attr]  # it has one round: nothing is known yet
+            cohort.gradient(plan, weights)
+
+        tasks[recipe] = lambda ours=ours: timed(ours)
+    taken = interleaved(tasks, 3 if bench.quick else 7)
+    cell = f"{people} x {variants}"
+    for recipe, least in (("gradient", 0.3), ("one-shot", 0.6)):
+        bench.compared("genotype_pass_limit", f"{cell} {recipe}", taken[recipe], taken["pgenlib"], at_least=least)
 
 
-def ingest_ratio(path: Path, folder: Path) -> dict[str, float]:
-    """VCF to a part, with its checks and hashes, against cyvcf2 reading the same file and keeping nothing."""
+def scan(bench: Bench, folder: Path, people: int, variants: int, sites: int = 5) -> None:
+    """Wall time of a whole exact scan over five hospitals in one process, and of plink2 over all of them pooled."""
+    if shutil.which("plink2") is None:
+        bench.absent("scan_vs_plink2", "", "no plink2 on the path")
+        return
+    import plain_loop
+    from oracles.test_association import study_of
+    from sequester.simulate.plink import Line, write_bed
+
+    rng = np.random.default_rng(1)
+    frequency = rng.uniform(0.01, 0.5, variants)
+    counts = np.empty((people, variants), dtype=np.int8)
+    for first in range(0, variants, 1000):
+        counts[:, first : first + 1000] = rng.binomial(
+            2, frequency[first : first + 1000], (people, min(1000, variants - first))
+        )
+    x = rng.standard_normal((people, 2))
+    y = (rng.random(people) < 1 / (1 + np.exp(2 - x @ [0.4, -0.3] - 0.3 * counts[:, 0]))).astype(float)
+    names = [f"p{i}" for i in range(people)]
+    write_bed(folder / "g", names, [Line("1", f"v{j}", 1000 + j, "A", "G") for j in range(variants)], counts)
+    (folder / "y.txt").write_text("#IID\ty\n" + "".join(f"p{i}\t{int(y[i]) + 1}\n" for i in range(people)))
+    rows = "".join(f"p{i}\t{x[i, 0]:.17g}\t{x[i, 1]:.17g}\n" for i in range(people))
+    (folder / "c.txt").write_text("#IID\tc0\tc1\n" + rows)
+
+    def plink2(command: str) -> None:
+        words = [*command.split(), "--threads", "1"]
+        subprocess.run(["plink2", *words], cwd=folder, check=True, capture_output=True)
+
+    plink2("--bfile g --make-pgen --out g")
+    study = study_of(variants)
+    cohorts = []
+    for site, part in enumerate(np.array_split(np.arange(people), sites)):
+        place = store.written(folder / f"site{site}", counts[part], x[part], y[part])
+        cohorts.append(StoredCohort(place, study))
+    del counts
+    glm = "--pfile g --pheno y.txt --covar c.txt --covar-variance-standardize --glm no-firth hide-covar --out o"
+    tasks = {
+        "plink2": lambda: timed(lambda: plink2(glm)),
+        "ours": lambda: timed(lambda: plain_loop.run(study, cohorts, fixed_point=True)),
+    }
+    taken = interleaved(tasks, 1 if bench.quick else 3, 0.1)
+    cell = f"{people} x {variants}, {sites} sites"
+    bench.compared("scan_vs_plink2", cell, taken["ours"], taken["plink2"], at_least=0.33)
+
+
+def readers(bench: Bench, prefix: Path, folder: Path, people: int, variants: int, vcf_variants: int) -> None:
+    """Our int8 blocks against one whole read by pgenlib; VCF to a checked part against cyvcf2 that keeps nothing."""
     import cyvcf2
 
+    from sequester.client.compute.genome.plink import PlinkFiles
     from sequester.client.compute.genome.source import Reading
     from sequester.client.ingest.convert import convert
 
-    def theirs() -> None:
-        for variant in cyvcf2.VCF(str(path), gts012=True, lazy=True, strict_gt=True):
-            variant.gt_types  # what it costs is the reading
-
-    a, b = best(theirs, lambda: convert(path, folder / "part", Reading(), lambda *_: None))
-    return {"to_cyvcf2": a / b, "file_mb": path.stat().st_size / 1e6}
+    peer, files = Pgenlib(prefix, people, variants), PlinkFiles(str(prefix))
+    tasks = {"pgenlib": lambda: timed(peer.read), "ours": lambda: timed(lambda: [None for _ in files.blocks()])}
+    taken = interleaved(tasks, 3)
+    cell = f"{people} x {variants}"
+    bench.compared("int8_blocks_vs_pgenlib", cell, taken["ours"], taken["pgenlib"], note="reported: with our checks")
+    path = folder / "v.vcf.gz"
+    write_vcf(path, prefix, vcf_variants)
+    tasks = {
+        "cyvcf2": lambda: timed(
+            lambda: [v.gt_types for v in cyvcf2.VCF(str(path), gts012=True, lazy=True, strict_gt=True)]
+        ),
+        "ours": lambda: timed(lambda: convert(path, folder / "part", Reading(), lambda *_: None)),
+    }
+    taken = interleaved(tasks, 3, 0.1)
+    cell = f"{people} x {vcf_variants}"
+    bench.compared(
+        "vcf_ingest_vs_cyvcf2", cell, taken["ours"], taken["cyvcf2"], note="reported: checks, hashes, writing"
+    )
 
 
 def peak_mb(prefix: Path) -> float:
@@ -122,25 +188,20 @@ def peak_mb(prefix: Path) -> float:
     return float(json.loads(done.stdout)[0])
 
 
-def main() -> None:
-    """Print the ratios as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=5000)
-    parser.add_argument("--variants", type=int, default=50_000)
-    parser.add_argument("--vcf-variants", type=int, default=5000)
-    arguments = parser.parse_args()
+def run(bench: Bench) -> None:
+    """5,000 people by 50,000 variants; quick: 1,000 by 20,000."""
+    people, variants = (1_000, 20_000) if bench.quick else (5_000, 50_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pgen(folder / "one", arguments.people, arguments.variants)
-        result: dict[str, object] = {"int8_blocks": blocks_ratio(folder / "one")}
-        quarter = folder / "quarter"
-        write_pgen(quarter, arguments.people, arguments.variants // 4)
-        small, large = peak_mb(quarter), peak_mb(folder / "one")
-        result["pass_peak_mb"] = {"quarter_of_the_variants": small, "all": large}
-        write_vcf(folder / "v.vcf.gz", folder / "one", arguments.vcf_variants)
-        result["vcf_ingest"] = ingest_ratio(folder / "v.vcf.gz", folder)
-    print(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+        place = store.frozen(folder / "store", people, variants)
+        prefix = folder / "one"
+        write_pgen(prefix, np.load(place / "dosage.npy", mmap_mode="r"))
+        passes(bench, place, prefix, people, variants)
+        if not bench.quick:
+            readers(bench, prefix, folder, people, variants, 2_000)
+            quarter = folder / "quarter"
+            write_pgen(quarter, np.load(place / "dosage.npy", mmap_mode="r")[:, : variants // 4])
+            for label, of in (("a quarter of the variants", quarter), ("all variants", prefix)):
+                bench.reported("read_peak_memory", f"{people} people, {label}", peak_mb(of), unit="MB")
+        (folder / "scan").mkdir()
+        scan(bench, folder / "scan", people, variants if not bench.quick else 5_000)

@@ -53,21 +53,25 @@ def python(folder: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """A peer's environment variables: one thread, no telemetry, nothing of ours on its path."""
+    """A peer's environment variables: one thread, no telemetry, nothing of ours on its path unless it is asked for."""
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return kept | THREADS | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return (
+        kept
+        | THREADS
+        | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    )
 
 
 class Peer:
     """One peer's process; `ask` waits for its answer."""
 
-    def __init__(self, folder: Path, script: str) -> None:
+    def __init__(self, folder: Path, script: str, *path: Path) -> None:
         self.script = script
         if not python(folder).exists():
             raise PeerMissing(f"{script}: no environment of the peers in {folder}")
         self._process = subprocess.Popen(
             [str(python(folder)), str(HERE / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment(),
+            env=environment() | ({"PYTHONPATH": os.pathsep.join(map(str, path))} if path else {}),
         )  # fmt: skip
         hello = self._read()
         self.version = hello["version"]
@@ -95,8 +99,13 @@ class Peer:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # a peer ends, and what it started, when nobody asks any more
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def main() -> None:

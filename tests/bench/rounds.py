@@ -1,140 +1,297 @@
-"""Rounds of a whole study, three hospitals on loopback: real exchange, gate and compute processes, journals, ledgers.
+"""Whole studies on loopback: real exchange, gate and compute processes, mutual TLS, journals, ledgers; no Flower between.
 
-    python -m bench.rounds [--sites 3] [--values 1000] [--values 1000000]
-
-A score histogram of many groups and bins is a vector of any length, so one short model is followed by several evaluations;
-each is one round. Prints one JSON line for each case: median and 95th percentile of the exchange's own round seconds.
+Figures: round_vs_flower_message, rounds_per_second, study_phases, memory. A score histogram of many groups and bins is a
+vector of any length, so one short model is followed by several evaluations; each is one round, timed by the exchange.
+Each process writes what it knows at its end: seconds by phase and its peak memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
+import math
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from bench.frame import Bench
+from bench.peer import Peer, PeerMissing
+from loopback import BUNDLE, Loopback, enrolled
 from loopback import Hospital as Site
-from loopback import Loopback, enrolled
 from sequester.client.config import Home
 from sequester.protocols.signing import sha256
 from sequester.simulate.hospitals import Hospital, hospitals
 
-ROUNDS = 12
+STARTS_S, ENDS_S = 1.5, 420
 
 
-def gate(home: Path, digest: str, bundle: str) -> None:
+class Phases:
+    """Seconds inside named functions of this process, by phase; awaiting counts, so that waits for a process are seen."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def add(self, phase: str, seconds: float) -> None:
+        """One call's seconds."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def watch(self, owner: Any, name: str, phase: str) -> Any:
+        """A patch of `owner.name` that counts its seconds."""
+        inner = getattr(owner, name)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return inner(*arguments, **named)
+            finally:
+                self.add(phase, time.perf_counter() - start)
+
+        async def awaited(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return await inner(*arguments, **named)
+            finally:
+                self.add(phase, time.perf_counter() - start)
+
+        return mock.patch.object(owner, name, awaited if asyncio.iscoroutinefunction(inner) else timed)
+
+
+def gate(home: Path, digest: str, out: Path) -> None:
     """One hospital's gate process: joins and works until the study is over."""
+    from sequester.client.gate import session
+    from sequester.client.gate.custodian import Custodian
+    from sequester.protocols.secagg.member import Member
+
+    phases = Phases()
+    watched = [
+        (session, "noise_share", "noise"), (session, "ring_vector", "masks"), (Member, "contribute", "masks"),
+        (Custodian, "contribution", "compute"),
+    ]  # fmt: skip
+    compute_peak = 0.0
 
     async def main() -> None:
+        nonlocal compute_peak
         site = Site(home.name, Home(home))
         consortium = site.open()
-        await consortium.join(digest, bundle)
+        start = time.perf_counter()
+        await consortium.join(digest, sha256(BUNDLE))
+        phases.add("dispatch", time.perf_counter() - start)
         while consortium.outcome(digest) is None:
+            compute_peak = max(compute_peak, _children_peak())
             await asyncio.sleep(0.2)
         await site.close()
 
+    for owner, name, phase in watched:
+        phases.watch(owner, name, phase).start()
     asyncio.run(main())
+    out.write_text(json.dumps({"phases": phases.seconds, "gate_mb": peak_mb(os.getpid()), "compute_mb": compute_peak}))
+
+
+def peak_mb(pid: int) -> float:
+    """The peak resident set of a process, MB; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def _children_peak() -> float:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    return max((peak_mb(int(pid)) for pid in children.read_text().split()), default=0.0) if children.exists() else 0.0
 
 
 def exchange(root: Path, names: list[str], digest: str, out: Path) -> None:
-    """The exchange's process: runs the study and writes its results."""
+    """The exchange's process: runs the study, writes its results and its report."""
 
     async def main() -> None:
         import consortium
+        from sequester.protocols.study import validated
         from sequester.server.config import Home as ServerHome
+        from sequester.server.report.page import report_html
 
-        place = Loopback(
-            root, consortium.Exchange(ServerHome(root / "server")), {n: Site(n, Home(root / n)) for n in names}
-        )
+        founded = consortium.Exchange(ServerHome(root / "server"))
+        place = Loopback(root, founded, {n: Site(n, Home(root / n)) for n in names})
         served = await place.open_exchange()
+        start = time.perf_counter()
         served.start(digest)
-        status = await place.ended(digest, 900)
-        out.write_text(
-            json.dumps({"status": status, "results": place.results(digest), "facts": served.store.facts(digest)})
-        )
+        status = await place.ended(digest, ENDS_S)
+        wall = time.perf_counter() - start
+        results = place.results(digest)
+        said: dict[str, Any] = {"status": status, "facts": served.store.facts(digest), "wall": wall}
+        if status["state"] == "done":
+            said["set_up"] = results["wall_seconds"]["set_up"]
+            start = time.perf_counter()
+            report_html(validated(json.loads((root / "study.json").read_text())), results, {})
+            said["report"] = time.perf_counter() - start
+        said["exchange_mb"] = peak_mb(os.getpid())
+        out.write_text(json.dumps(said))
         await place.close_exchange()
 
     asyncio.run(main())
 
 
-def study(data: Any, values: int, noise: bool) -> dict[str, Any]:
-    """A model of one step and `ROUNDS` histograms of `values` cells."""
+def histograms(values: int, noise: bool, rounds: int) -> Callable[[Any], dict[str, Any]]:
+    """A model of one step and `rounds` histograms of `values` cells."""
+
+    def fields(data: Any) -> dict[str, Any]:
+        part = dict(data.study)
+        prevalence = part.pop("prevalence")
+        part.pop("subgroup"), part.pop("subgroup_values")
+        bins = min(1000, values // 2)
+        groups = values // (2 * bins)
+        mode = {} if noise else {"mode": "exact"}
+        solver = {"rounds": 1, "prevalence": prevalence} if noise else {"solver": "newton", "rounds": 3}
+        share = {"budget": str(round(0.5 / rounds, 4))} if noise else {}
+        model = {"kind": "glm", "name": "score", **solver, **mode} | ({"budget": "0.01"} if noise else {})
+        ring = {"ring_bits": 64, "fraction_bits": 28} if not noise else {}
+        named = {"subgroup": "ancestry", "subgroup_values": [f"g{i}" for i in range(groups - 1)]} if groups > 1 else {}
+        evaluations = [
+            {"kind": "evaluation", "name": f"e{i}", "of": "score", "bins": bins, **mode, **share} for i in range(rounds)
+        ]
+        return {
+            **part, "cohort": named, "analyses": [model, *evaluations], "spare_attempts": 0,
+            "privacy": {"epsilon": "3", "delta": "0.000001", "order": "8.9"},
+            "aggregation": {"mode": "strict", "round_deadline_s": 300, **ring},
+        }  # fmt: skip
+
+    return fields
+
+
+def ten_rounds(data: Any) -> dict[str, Any]:
+    """A private model of nine rounds and its evaluation."""
     part = dict(data.study)
     prevalence = part.pop("prevalence")
     part.pop("subgroup"), part.pop("subgroup_values")
-    bins = min(1000, values // 2)
-    groups = values // (2 * bins)
-    mode = {} if noise else {"mode": "exact"}
-    solver = {"rounds": 1, "prevalence": prevalence} if noise else {"solver": "newton", "rounds": 3}
-    model = {"kind": "glm", "name": "score", **solver, **mode}
-    shares = {"budget": "0.01"} if noise else {}
-    ring = {"ring_bits": 64, "fraction_bits": 28} if not noise else {}
+    model = {"kind": "glm", "name": "score", "rounds": 9, "prevalence": prevalence, "budget": "0.8"}
     return {
-        **part,
-        "cohort": {"subgroup": "ancestry", "subgroup_values": [f"g{i}" for i in range(groups - 1)]} if groups > 1 else {},
-        "analyses": [model | shares]
-        + [{"kind": "evaluation", "name": f"e{i}", "of": "score", "bins": bins, **mode, **shares} for i in range(ROUNDS)],
+        **part, "cohort": {}, "analyses": [model, {"kind": "evaluation", "name": "e0", "of": "score", "budget": "0.2"}],
         "privacy": {"epsilon": "3", "delta": "0.000001", "order": "8.9"}, "spare_attempts": 0,
-        "aggregation": {"mode": "strict", "round_deadline_s": 300, **ring},
+        "aggregation": {"mode": "strict", "round_deadline_s": 300},
     }  # fmt: skip
 
 
-def measure(sites: int, values: int, noise: bool) -> dict[str, Any]:
-    """Seconds of the rounds of one study."""
+def measure(sites: int, fields: Callable[[Any], dict[str, Any]], exact: bool = False) -> dict[str, Any]:
+    """One study from its approval to its report: what the exchange wrote, and a list of what the gates wrote."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         named = tuple(Hospital(f"site-{i:02d}", (100, 300, 100)) for i in range(sites))
         data = hospitals(3, root / "data", named, 200 * sites, chromosomes=2, length_bp=100_000, published=6)
-        policy = "" if noise else 'exact = ["glm", "evaluation"]\nexact_iterative = true\n'
+        policy = 'exact = ["glm", "evaluation"]\nexact_iterative = true\n' if exact else ""
         place = enrolled(root, {s.name: data.site(s.name) for s in named}, policy)
         digests: list[str] = []
 
         async def approve() -> None:
+            from sequester.protocols.study import study_json
+
+            study = place.study(fields(data))
+            (root / "study.json").write_text(json.dumps(study_json(study)))
             async with place.serving():
-                digests.append(await place.publish_and_approve(place.study(study(data, values, noise))))
+                digests.append(await place.publish_and_approve(study))
 
         asyncio.run(approve())
-        fork = multiprocessing.get_context("spawn")
-        out = root / "out.json"
-        names = [s.name for s in named]
-        processes = [fork.Process(target=exchange, args=(root, names, digests[0], out))]
-        processes += [fork.Process(target=gate, args=(root / s.name, digests[0], sha256(_bundle()))) for s in named]
-        for process in processes:
-            process.start()
-            if process is processes[0]:
-                time.sleep(1.5)
-        for process in processes:
-            process.join(900)
-        found = json.loads(out.read_text())
-        assert found["status"]["state"] == "done", found["status"]
-        seconds = [f["total_s"] for f in found["facts"] if f["analysis"].startswith("e")][2:]
-        return {
-            "sites": sites, "values": values, "noise": noise, "rounds": len(seconds),
-            "median_s": round(statistics.median(seconds), 4), "p95_s": round(sorted(seconds)[int(0.95 * len(seconds))], 4),
-        }  # fmt: skip
+        spawn = multiprocessing.get_context("spawn")
+        out, digest = root / "out.json", digests[0]
+        processes = [spawn.Process(target=exchange, args=(root, [s.name for s in named], digest, out))]
+        processes += [spawn.Process(target=gate, args=(root / s.name, digest, root / f"{s.name}.json")) for s in named]
+        try:
+            for process in processes:
+                process.start()
+                if process is processes[0]:
+                    time.sleep(STARTS_S)
+            for process in processes:
+                process.join(ENDS_S)
+            if not out.exists():
+                raise RuntimeError(f"the study of {sites} sites did not end within {ENDS_S} s")
+            found: dict[str, Any] = json.loads(out.read_text())
+            if found["status"]["state"] != "done":
+                raise RuntimeError(f"the study of {sites} sites ended as {found['status']}")
+            found["gates"] = [json.loads((root / f"{s.name}.json").read_text()) for s in named]
+        finally:
+            for process in processes:
+                process.kill()
+        found["rounds"] = [f["total_s"] for f in found["facts"] if f["analysis"].startswith("e")][2:]
+        return found
 
 
-def _bundle() -> bytes:
-    from loopback import BUNDLE
+def against_flower(bench: Bench, turns: int) -> None:
+    """The median round of a study against one stock message, in turn, SuperLink and SuperNodes standing by."""
+    cell = "3 sites, 1,000 values"
+    try:
+        with Peer(bench.peers, "flwr_message.py") as peer:
+            ours, theirs = [], []
+            for _ in range(turns):
+                ours.append(statistics.median(measure(3, histograms(1000, True, 30))["rounds"]))
+                answer = peer.ask()
+                assert answer["replies"] == 3
+                theirs.append(float(answer["seconds"]))
+            bench.compared("round_vs_flower_message", cell, ours, theirs, at_least=300)
+    except PeerMissing as missing:
+        bench.absent("round_vs_flower_message", cell, str(missing))
 
-    return BUNDLE
+
+def cell_of(bench: Bench, sites: int, values: int, noise: bool, at_least: float | None) -> None:
+    """One row of rounds_per_second, and with 3 sites those of memory."""
+    cell = f"{sites} sites, {values:,} values, {'noise' if noise else 'exact'}"
+    try:
+        found = measure(sites, histograms(values, noise, 30 if values <= 1000 else 12), exact=not noise)
+    except (RuntimeError, AssertionError) as error:
+        bench.absent("rounds_per_second", cell, f"failed: {error}")
+        return
+    rates = sorted(1 / s for s in found["rounds"])
+    if at_least is None:
+        note = f"reported; {rates[0]:.3g} to {rates[-1]:.3g}"
+        bench.reported("rounds_per_second", cell, statistics.median(rates), unit="rounds/s", note=note)
+    else:
+        bench.reached("rounds_per_second", cell, rates, at_least, unit="rounds/s")
+    if sites == 3:
+        _memory(bench, cell, values, found)
 
 
-def main() -> None:
-    """Print one line a case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sites", type=int, default=3)
-    parser.add_argument("--values", type=int, action="append")
-    arguments = parser.parse_args()
-    for values in arguments.values or [1000, 1_000_000]:
-        for noise in (True, False):
-            print(json.dumps(measure(arguments.sites, values, noise)), flush=True)
+def _memory(bench: Bench, cell: str, values: int, found: dict[str, Any]) -> None:
+    gate_mb = max(g["gate_mb"] for g in found["gates"])
+    bench.bounded("memory", f"gate, {cell}", gate_mb, 150 + 6 * values / 1e6, unit="MB")
+    bench.reported("memory", f"compute, {cell}", max(g["compute_mb"] for g in found["gates"]), unit="MB")
+    bench.reported("memory", f"exchange, {cell}", found["exchange_mb"], unit="MB")
 
 
-if __name__ == "__main__":
-    main()
+def phases(bench: Bench) -> None:
+    """Where the time of a ten-round study of five sites goes; a phase of the gates is the slowest gate's."""
+    found = measure(5, ten_rounds)
+    slowest = {
+        phase: max(g["phases"].get(phase, 0.0) for g in found["gates"])
+        for phase in ("dispatch", "compute", "noise", "masks")
+    }
+    rounds = math.fsum(f["total_s"] for f in found["facts"])
+    said = {
+        "the whole, start to receipts": found["wall"], "dispatch: a gate's join, without Flower": slowest["dispatch"],
+        "key set-up, waiting for the last gate to start": found["set_up"], "rounds": rounds,
+        "of these compute": slowest["compute"], "noise, beside compute": slowest["noise"],
+        "quantise and mask": slowest["masks"],
+        "wire, exchange and ledgers: the rest of the rounds": max(0.0, rounds - slowest["compute"] - slowest["masks"]),
+        "report": found["report"],
+    }  # fmt: skip
+    for phase, seconds in said.items():
+        bench.reported("study_phases", f"5 sites, 10 rounds: {phase}", seconds, unit="s")
+
+
+def run(bench: Bench) -> None:
+    """Every figure of this file."""
+    against_flower(bench, 1 if bench.quick else 3)
+    if bench.quick:
+        return
+    phases(bench)
+    cell_of(bench, 3, 1_000, True, 35)
+    cell_of(bench, 3, 1_000, False, None)
+    cell_of(bench, 3, 1_000_000, True, 1.5)
+    cell_of(bench, 3, 1_000_000, False, 5)
+    cell_of(bench, 10, 1_000, True, None)
+    cell_of(bench, 10, 1_000_000, True, None)
+    cell_of(bench, 30, 1_000, True, None)
+    cell_of(bench, 3, 10_000_000, False, None)

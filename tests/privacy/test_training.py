@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from decimal import Decimal
@@ -20,6 +23,7 @@ import contracts
 import plain_loop
 import small_hospital
 from sequester.client.compute.cohort import StoredCohort
+from sequester.client.compute.training.gradient import clipped_sum
 from sequester.client.compute.training.round import RiskModel, Round
 from sequester.client.compute.training.sampling import poisson_mask
 from sequester.client.gate.custodian import Custodian
@@ -345,3 +349,57 @@ def test_what_goes_wrong_in_the_worker_thread_arrives_at_the_round(mode: str) ->
     round_.begin([(np.full((3, 5), np.nan), np.ones(3))])
     with pytest.raises(SiteError, match="not finite"):
         round_.vector()
+
+
+# ---- a frozen store -------------------------------------------------------------------------------------------------
+
+
+def store(folder: Path, of: Any, dosage: Any, table: Any, y: Any) -> StoredCohort:
+    folder.mkdir()
+    arrays = {"dosage": dosage, "table": table, "outcome": y, "split": np.zeros((len(y), 3), dtype=np.int64)}
+    for key, array in arrays.items():
+        np.save(folder / f"{key}.npy", array)
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.npy")}
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
+    return StoredCohort(folder, of)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.float32])
+@pytest.mark.parametrize("plan", [{"recipe": "published-score"}, {"clip": "0.3"}, {"recipe": "one-shot"}], ids=str)
+def test_a_stores_sum_in_one_read_is_that_of_its_records(tmp_path: Path, plan: dict[str, Any], kind: type) -> None:
+    n, p, rng = 700, 600, np.random.default_rng(4)
+    score = {"name": "published", "weights": [["v0", "1"], ["v1", "0.5"]], "mean": "0.8", "sd": "0.2"}
+    age = {"name": "age", "kind": "quantitative", "unit": "years", "lower": "20", "upper": "90"}
+    of = study(p, {"gradients": "closed", **plan}, scores=[score], covariates=[age])
+    dosage = rng.binomial(2, 0.3, (n, p)).astype(kind)
+    if kind is np.float32:
+        dosage += rng.uniform(0, 0.02, (n, p)).astype(kind)
+    dosage[rng.random((n, p)) < 0.03] = -9
+    dosage[5], dosage[6, :] = -9, 2  # nothing called; a record far longer than the others
+    table = np.column_stack([rng.normal(0, 3, n), rng.uniform(20, 90, n)])
+    table[rng.random((n, 2)) < 0.05] = np.nan
+    y = (rng.random(n) < 0.4).astype(float)
+    cohort, fit = store(tmp_path / "whole", of, dosage, table, y), of.analyses[0]
+    for weights in (TRAINING.start(fit, of, {}).broadcast, {"head.weight": rng.standard_normal((1, p + 3))}):
+        expected = clipped_sum(fit, of, cohort.blocks("train"), weights, os.urandom)["head.weight"]
+        for _ in range(2):  # the second round knows the norms
+            np.testing.assert_allclose(cohort.gradient(fit, weights)["head.weight"], expected, rtol=0, atol=1e-11)
+        for odd in (0, 5, 6, n - 1):
+            less = store(tmp_path / str(odd), of, *(np.delete(a, odd, 0) for a in (dosage, table, y)))
+            moved = cohort.gradient(fit, weights)["head.weight"] - less.gradient(fit, weights)["head.weight"]
+            assert np.linalg.norm(moved) <= float(fit.clip) * (1 + 1e-9)
+            shutil.rmtree(tmp_path / str(odd))
+
+
+def test_a_stores_sample_is_drawn_anew_and_its_sum_is_that_of_the_sampled(tmp_path: Path) -> None:
+    of = study(40, {"gradients": "closed", "rate": "0.5", "send_slot_s": 5})
+    rng = np.random.default_rng(5)
+    y = (rng.random(300) < 0.4).astype(float)
+    cohort = store(tmp_path / "s", of, rng.binomial(2, 0.3, (300, 40)).astype(np.int8), np.zeros((300, 0)), y)
+    weights = TRAINING.start(of.analyses[0], of, {}).broadcast
+    sums = np.array([cohort.gradient(of.analyses[0], weights)["head.weight"][0] for _ in range(400)])
+    whole = study(40, {"gradients": "closed"})
+    all_of_them = clipped_sum(whole.analyses[0], whole, cohort.blocks("train"), weights, os.urandom)["head.weight"][0]
+    assert len({row.tobytes() for row in sums}) == 400
+    # the mean of samples at rate 1/2 is half the whole: six standard errors, no seed
+    assert (np.abs(sums.mean(0) - all_of_them / 2) <= 6 * sums.std(0) / 20 + 1e-9).all()

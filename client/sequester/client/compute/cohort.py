@@ -10,13 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sequester.client.compute.training import closed
 from sequester.client.compute.training.gradient import clipped_sum
+from sequester.client.compute.training.sampling import poisson_mask
 from sequester.protocols.analyses.cohort import ROWS, Block, Columns, Dosages, Part, standardised
 from sequester.protocols.analyses.training import TrainingPlan
 from sequester.protocols.errors import SiteError
@@ -48,16 +51,18 @@ class StoredCohort:
         self._event: NDArray[np.float64] | None = None
         if study.phenotype.kind == "time":
             self._event = np.load(folder / "event.npy")
+        self._linear: closed.Linear | None = None
         n_variants = sum(f.kind == "variant" for f in self._features)
         if self._dosage.shape[1] != n_variants or self._table.shape[1] != len(self._features) - n_variants:
             raise SiteError("the frozen cohort holds other columns than the study names", hint="freeze it again")
 
     def blocks(self, part: Part) -> Iterator[Block]:
-        """Blocks of at most 4,096 patients of one part, in the order they were frozen."""
+        """Blocks of at most 4,096 patients of one part, in the order they were frozen; fewer where variants are many."""
         chosen = self._rows(part)
         n_table = self._table.shape[1]
-        for start in range(0, len(chosen), ROWS):
-            rows = chosen[start : start + ROWS]
+        size = max(16, min(ROWS, DOSAGES_AT_ONCE // max(1, len(self._features))))
+        for start in range(0, len(chosen), size):
+            rows = chosen[start : start + size]
             x = np.empty((len(rows), len(self._features)))  # (rows, features)
             x[:, :n_table] = self._table[rows]
             x[:, n_table:] = _copies(self._dosage[rows])
@@ -85,6 +90,12 @@ class StoredCohort:
         self, plan: TrainingPlan, weights: Mapping[str, NDArray[np.float64]]
     ) -> dict[str, NDArray[np.float64]]:
         """The clipped sum of one round; the sample, where the plan has a rate, is drawn anew."""
+        if plan.gradients == "closed":
+            rows = self._rows(plan.part)
+            rows = rows[poisson_mask(len(rows), Decimal(plan.rate), os.urandom)]
+            if self._linear is None:
+                self._linear = closed.Linear(self._features, self._dosage, self._table, self._outcome)
+            return self._linear.clipped_sum(plan, rows, weights)
         return clipped_sum(plan, self._study, self.blocks(plan.part), weights, os.urandom, self._device)
 
     def some(self, part: Part, variants: Sequence[int]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ The gradients themselves come from compute: closed form here for linear heads, O
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ from sequester.protocols.analyses.shrinkage import spike_slab
 from sequester.protocols.analyses.weights import predictor, sigmoid, weights_result
 
 if TYPE_CHECKING:
-    from sequester.protocols.study import Study
+    from sequester.protocols.study import Feature, Study
 
 Vector = NDArray[np.float64]
 MAX_NETWORK_FEATURES = 100  # networks gain nothing on more (spec/privacy.md, 3.5)
@@ -147,25 +147,39 @@ def scales(plan: TrainingPlan, study: Study) -> Vector:
 
     All alike: of all ways to share one norm among p features, this one puts the least noise on their sum.
     """
-    p = len(study.features())
+    return shares(len(study.features()))
+
+
+def shares(p: int) -> Vector:
+    """`scales` of any study of p features, (p,)."""
     return np.full(p, max(1, p) ** -0.5)
 
 
 def records(plan: TrainingPlan, study: Study, x: Vector) -> Vector:
     """Records as the model sees them, (rows, features) or, for a linear head, (rows, features + 1) with kappa last."""
-    if plan.recipe == "published-score":
-        scores = [j for j, f in enumerate(study.features()) if f.kind == "score"]
-        x = x.copy()
-        x[:, scores] = np.clip(x[:, scores], -SCORE_BOUND, SCORE_BOUND)
-    rows = x * scales(plan, study)
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    bound = (
-        float(plan.record_norm) if plan.record_norm is not None else 1.5 if plan.recipe == "published-score" else 1.0
-    )
-    rows *= np.minimum(1.0, bound / np.maximum(norms, 1e-300))[:, None]
+    rows = kept_scores(plan, study.features(), x) * scales(plan, study)
+    rows *= record_factors(plan, np.sqrt(np.einsum("ij,ij->i", rows, rows)))[:, None]
     if plan.hidden:
         return rows
     return np.column_stack([rows, np.full(len(rows), float(plan.kappa))])
+
+
+def kept_scores(plan: TrainingPlan, features: Sequence[Feature], x: Vector) -> Vector:
+    """`x`, whose columns are the first of these features, with published scores within their public bound."""
+    if plan.recipe != "published-score":
+        return x
+    scores = [j for j, f in enumerate(features) if f.kind == "score"]
+    x = x.copy()
+    x[:, scores] = np.clip(x[:, scores], -SCORE_BOUND, SCORE_BOUND)
+    return x
+
+
+def record_factors(plan: TrainingPlan, norms: Vector) -> Vector:
+    """What records of these norms are multiplied by, (rows,): none is longer than the plan's `record_norm`."""
+    bound = (
+        float(plan.record_norm) if plan.record_norm is not None else 1.5 if plan.recipe == "published-score" else 1.0
+    )
+    return np.minimum(1.0, bound / np.maximum(norms, 1e-300))
 
 
 def outcomes(plan: TrainingPlan, y: Vector) -> Vector:
@@ -175,11 +189,15 @@ def outcomes(plan: TrainingPlan, y: Vector) -> Vector:
 
 def closed_form(plan: TrainingPlan, rows: Vector, y: Vector, w: Vector) -> Vector:
     """The sum of clipped gradients of a linear head, (features + 1,): X'(r c), c = min(1, C / (|r| |x| + 1e-6))."""
-    z = predictor(rows, w, 0.0)
-    r = (sigmoid(z) if plan.family == "logistic" else z) - y
-    norms = np.abs(r) * np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    clipped: Vector = rows.T @ (r * np.minimum(1.0, float(plan.clip) / (norms + CLIP_GUARD)))
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    clipped: Vector = rows.T @ clipped_residuals(plan, predictor(rows, w, 0.0), y, norms)
     return clipped
+
+
+def clipped_residuals(plan: TrainingPlan, z: Vector, y: Vector, norms: Vector) -> Vector:
+    """r c for records of these norms at these linear predictors, (rows,)."""
+    r = (sigmoid(z) if plan.family == "logistic" else z) - y
+    return r * np.minimum(1.0, float(plan.clip) / (np.abs(r) * norms + CLIP_GUARD))
 
 
 def network_score(model: Mapping[str, NDArray[Any]], rows: Vector) -> Vector:
