@@ -37,7 +37,10 @@ def private_study(**changed: Any) -> Study:
             {"name": "sex", "kind": "binary", "values": ["0", "1"], "centre": "0.5", "scale": "0.5"},
         ],
         "variants": VARIANTS,
-        "cohort": {"where": ["age >= 20"], "test_fraction": "0.3", "subgroup": "ancestry", "subgroup_values": GROUPS},
+        "cohort": {
+            "where": ["age >= 20"], "test_fraction": "0.3", "subgroup": "ancestry", "subgroup_values": GROUPS,
+            "subgroup_shares": ["0.25", "0.15", "0.59"],
+        },
         "analyses": [
             {"kind": "glm", "name": "score", "rounds": 10, "budget": "0.8", "prevalence": "0.2"},
             {"kind": "evaluation", "name": "held_out", "of": "score", "budget": "0.2"},

@@ -133,7 +133,7 @@ def test_the_plan_names_bytes_noise_and_epsilon_and_agrees_with_the_promise(tmp_
     assert score["bytes_a_round"] == 4 * words and said["bytes_a_site"] > 12 * 4 * words
     # sigma sqrt((T + R) order / (2 share of the cap)), by hand (spec/privacy.md 2.2)
     cap = 3 - (math.log1p(-1 / 8.9) - (math.log(1e-6) + math.log(8.9)) / 7.9)
-    assert score["noise_multiplier"] == pytest.approx(math.sqrt(12 * 8.9 / (2 * 0.9 * cap)), abs=2e-6)
+    assert score["noise_multiplier"] == pytest.approx(math.sqrt(12 * 8.9 / (2 * 0.75 * cap)), abs=2e-6)
     assert said["promise"]["filter"] == pytest.approx(3, abs=1e-5) and said["promise"]["pld"] < 3
     assert "may collude" in run("plan", path).output
 
@@ -202,3 +202,14 @@ def test_a_scan_is_forecast_by_its_largest_round_and_the_sum_of_all() -> None:
     # intercept and age: 3 + 2 + 1 + 3 numbers of the null model; 2 variants: with counts 4 more, in the pass 2 (1 + 1 + 2)
     assert row.rounds == 3 and row.coordinates == 9 + 8
     assert row.bytes_a_round == 8 * 17 and row.bytes_in_all == said.bytes_a_site == 8 * (13 + 9 + 17)
+
+
+def test_the_plan_says_which_auc_will_have_an_interval_and_what_would_mend_the_others() -> None:
+    cohort = {"subgroup": "ancestry", "subgroup_values": ["AFR", "EUR"], "subgroup_shares": ["0.02", "0.9"]}
+    said = forecast(study(cohort=cohort, n0=25000, n_max=30000)).advice
+    of = {line.split("the AUC of ")[1].split()[0]: line for line in said if "AUC" in line}
+    assert set(of) == {"everybody", "AFR", "EUR", "other"}
+    assert "comes with a 95 % interval" in of["EUR"]
+    assert "without an interval" in of["AFR"] and "a larger share of the budget or fewer bins" in of["AFR"]
+    wide = forecast(study(n0=300_000, n_max=300_000, aggregation={"mode": "strict", "fraction_bits": 10}))
+    assert any("without an interval" in line and "more bins may help" in line for line in wide.advice)

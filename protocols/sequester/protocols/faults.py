@@ -154,6 +154,9 @@ def _cohort(study: Study) -> Iterator[str]:
         yield "subgroup and subgroup_values come together: the column, and the closed list of its values"
     if len(set(study.cohort.subgroup_values)) < len(study.cohort.subgroup_values):
         yield "a subgroup value is named twice"
+    shares = study.cohort.subgroup_shares
+    if shares and (len(shares) != len(study.cohort.subgroup_values) or min(shares) <= 0 or sum(shares) > 1):
+        yield "subgroup_shares are one public fraction for each of subgroup_values, above 0 and at most 1 together"
 
 
 def _promise(study: Study) -> Iterator[str]:
@@ -258,6 +261,8 @@ def _evaluation(study: Study, plan: EvaluationPlan, earlier: dict[str, Plan]) ->
         yield f"analysis {plan.name}: error_bound {plan.error_bound} is not above 0"
     if plan.population_prevalence is not None and not 0 < plan.population_prevalence < 1:
         yield f"analysis {plan.name}: population_prevalence {plan.population_prevalence} is not between 0 and 1"
+    if plan.cases is not None and not 0 < plan.cases < 1:
+        yield f"analysis {plan.name}: cases {plan.cases} is a share between 0 and 1"
     if plan.bands and (study.phenotype.kind != "quantitative" or any(b <= a for a, b in pairwise(plan.bands))):
         yield f"analysis {plan.name}: bands are rising edges of a quantitative phenotype"
     if plan.fixed is not None and study.phenotype.kind != "quantitative":

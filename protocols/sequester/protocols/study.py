@@ -97,7 +97,8 @@ class CohortRule(Strict):
     """Who belongs: `where` are column conditions; `test_fraction` of the patients, by keyed hash, are held out.
 
     With a column of `family`, families are held out and put into folds whole: relatives of those who trained a score make
-    it look better than it is.
+    it look better than it is. `subgroup_shares`: public shares of the patients in the values, for whether a group is large
+    enough for an interval; the rest are `other`.
     """
 
     where: tuple[str, ...] = ()
@@ -106,6 +107,7 @@ class CohortRule(Strict):
     family: ColumnName | None = Field(default=None, exclude_if=lambda column: column is None)
     subgroup: ColumnName | None = None
     subgroup_values: tuple[str, ...] = ()
+    subgroup_shares: tuple[Number, ...] = Field(default=(), exclude_if=lambda shares: not shares)
 
 
 class Privacy(Strict):

@@ -7,10 +7,12 @@ reports for the model's own charges. Everything follows from the study alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sequester.protocols import accounting, privacy, session
 from sequester.protocols.analyses.cohort import chosen
+from sequester.protocols.analyses.evaluation import EvaluationPlan, group_shares, verified
 from sequester.protocols.analyses.registry import Plan, leaves_a_model
 from sequester.protocols.errors import PrivacyError, RefusalCode
 from sequester.protocols.profiles import profile_of
@@ -170,6 +172,24 @@ def _advice(study: Study, models: tuple[Utility, ...]) -> tuple[str, ...]:
                 f"{model.analysis}: {model.features} features are more than n0 epsilon / {FREE}: expect a visible loss; "
                 "rehearse the study"
             )
+    said += _intervals(study)
     if any(plan.mode == "exact" for plan in study.analyses):
         said.append("exact analyses: every hospital's policy must name them, and the life epsilon of its data ends")
     return tuple(said)
+
+
+def _intervals(study: Study) -> Iterator[str]:
+    """Whether each private AUC will come with an interval: said here, since nothing that opens later changes it."""
+    for plan in study.analyses:
+        if not isinstance(plan, EvaluationPlan) or plan.mode == "exact" or study.phenotype.kind != "binary":
+            continue
+        for group in (None, *group_shares(study)):
+            found, whose = verified(plan, study, group), f"{plan.name}: the AUC of {group or 'everybody'}"
+            if found.honest:
+                yield (
+                    f"{whose} comes with a 95 % interval; simulated at the declared sizes it covers in "
+                    f"{found.least:.1%} to {found.most:.1%}"
+                )
+                continue
+            mend = " (a larger share of the budget or fewer bins may help)" if "stand out" in found.why else ""
+            yield f"{whose} comes without an interval: {found.why}{mend or ' (more bins may help)' * ('covers' in found.why)}"

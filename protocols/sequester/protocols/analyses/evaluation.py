@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from sequester.protocols.analyses import auc
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
+from sequester.protocols.analyses.auc import edges
 from sequester.protocols.analyses.cohort import Block, Cohort, Part, Result
+from sequester.protocols.analyses.counts import noise_sd as noise_of_a_cell
 from sequester.protocols.analyses.cox import bin_of as time_bin
 from sequester.protocols.analyses.metrics import (
     SUMS,
@@ -40,8 +43,7 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 
-LEAST_FOR_INTERVAL = 50  # cases or controls: with fewer the sampling variance itself is too uncertain
-LEAST_OVER_NOISE = 6.5  # times the noise of their number
+LEAST_COUNTED = 100  # cases and controls, in exact mode: the interval was verified from here on
 
 
 class EvaluationPlan(AnalysisPlan):
@@ -49,7 +51,8 @@ class EvaluationPlan(AnalysisPlan):
 
     `times` intervals of follow-up by `bins` of the score give the C-index; `population_prevalence` R2 of liability.
     Of a quantity, `bands` of the actual value between rising edges are judged apart, and `fixed`, in the outcome's unit, is
-    one prediction for everybody in place of the model's: what a model has to beat.
+    one prediction for everybody in place of the model's: what a model has to beat. `cases`: public share of cases among
+    them, by default the prevalence that the model's own analysis declares.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -62,6 +65,7 @@ class EvaluationPlan(AnalysisPlan):
     bands: tuple[Number, ...] = Field(default=(), max_length=10, exclude_if=lambda edges: not edges)
     fixed: Number | None = Field(default=None, exclude_if=lambda value: value is None)
     population_prevalence: Number | None = Field(default=None, exclude_if=lambda value: value is None)
+    cases: Number | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 def outcome_value(column: Column, standardised: Vector) -> Vector:
@@ -165,14 +169,14 @@ class Evaluation:
         return sums
 
     def combine(self, plan: EvaluationPlan, study: Study, state: State, sums: Sums, step: int) -> Next | Finished:
-        noise_sd, floor, names = self._noise_sd(plan, study), study.publication_floor, subgroups(study)
+        noise_sd, floor, names = noise_of_a_cell(plan, study), study.publication_floor, subgroups(study)
         of = sums["errors"] if study.phenotype.kind == "quantitative" else sums["cells"]
         place = {name: g for g, name in enumerate(names)}
 
-        def measure(cells: Vector, exact: Vector | None, groups: int) -> Result:
+        def measure(cells: Vector, exact: Vector | None, groups: int, name: str | None = None) -> Result:
             match study.phenotype.kind:
                 case "binary":
-                    return self._binary(plan, study, state, cells, exact, noise_sd * np.sqrt(groups))
+                    return self._binary(plan, study, state, cells, exact, noise_sd * float(np.sqrt(groups)), name)
                 case "time":
                     return self._timed(cells, noise_sd * np.sqrt(groups), floor)
                 case _:
@@ -189,14 +193,21 @@ class Evaluation:
                 n: float(of[g, 0] if study.phenotype.kind == "quantitative" else of[g].sum()) for n, g in place.items()
             }
             result["groups"] = by_group(
-                size, lambda n: measure(of[place[n]], None if exact is None else exact[place[n]], 1)
+                size, lambda n: measure(of[place[n]], None if exact is None else exact[place[n]], 1, n)
             )
         return Finished(result, {})
 
     def _binary(
-        self, plan: EvaluationPlan, study: Study, state: State, cells: Vector, exact: Vector | None, noise_sd: float
-    ) -> Result:
-        found = discrimination(cells, noise_sd, study.publication_floor)
+        self, plan: EvaluationPlan, study: Study, state: State, cells: Vector, exact: Vector | None, noise_sd: float,
+        group: str | None,
+    ) -> Result:  # fmt: skip
+        if plan.mode == "private":
+            silent = verified(plan, study, group).why or None
+        else:  # counts are opened as they are, and what they are says nothing of the AUC
+            silent = (
+                None if cells.sum(axis=1).min() >= LEAST_COUNTED else f"fewer than {LEAST_COUNTED} cases or controls"
+            )
+        found = discrimination(cells, noise_sd, study.publication_floor, silent)
         if "suppressed" in found:
             return found
         sd, centre = _spread(state)
@@ -238,15 +249,6 @@ class Evaluation:
                 result["calibration_slope"], result["calibration_intercept"] = slope, (a - slope * p) / n * bound
         return result
 
-    def _noise_sd(self, plan: EvaluationPlan, study: Study) -> float:
-        """Standard deviation of the noise in one opened cell, all sites live; 0 in exact mode."""
-        if plan.mode == "exact":
-            return 0.0
-        from sequester.protocols import privacy  # privacy knows analyses, not the other way at import
-
-        share = privacy.sigma_int(study, plan, privacy.layout(study, plan, 0))
-        return share * float(np.sqrt(len(study.sites))) / float(2**study.aggregation.fraction_bits)
-
 
 def _bands(plan: EvaluationPlan, cells: Vector, least: float) -> list[Result]:
     """Shares within 20 %, more than 20 % under, and over, by band of the actual value; one hidden band takes another."""
@@ -287,13 +289,6 @@ def subgroups(study: Study) -> tuple[str, ...]:
     return (*study.cohort.subgroup_values, "other") if study.cohort.subgroup is not None else ("all",)
 
 
-def edges(bins: int) -> Vector:
-    """bins + 1 public edges: normal quantiles, the outer two infinite."""
-    from scipy.special import ndtri
-
-    return np.asarray(ndtri(np.linspace(0.0, 1.0, bins + 1)), dtype=np.float64)
-
-
 def bin_centres(bins: int) -> Vector:
     """Where a patient of each bin stands, in public standard deviations."""
     from scipy.special import ndtri
@@ -306,52 +301,61 @@ def score_sd(w: Vector) -> float:
     return max(float(np.sqrt((w * w).sum())), 1e-12)
 
 
-def discrimination(cells: Vector, noise_sd: float, floor: int) -> Result:
-    """AUC, a 95 % interval (protocols/README.md says where it covers less), ROC points; below the floor only that.
+def discrimination(cells: Vector, noise_sd: float, floor: int, silent: str | None = None) -> Result:
+    """AUC, its 95 % interval and ROC points of (2, bins) controls and cases, noisy; below the floor only that.
 
-    cells: (2, bins) of controls and cases, noisy. Binning takes a little off an AUC, quadratic in the bins' width: a third
-    of what halving the bins takes off is added back. The interval, on the log odds of the AUC, adds the sampling variance
-    of DeLong et al. 1988 and the variance of the noise by the delta method, and reaches further from 1/2 by as much
-    again for what binning still hides. tests/oracles simulates its coverage and type I error; where they fail (few cases,
-    counts near the noise, bins too wide for so large a study) none is printed.
+    `silent` says why no interval is printed; None prints it. Nothing that was opened decides: see `auc.py`.
     """
-    controls, cases = cells[0], cells[1]
-    n0, n1, bins = float(controls.sum()), float(cases.sum()), cells.shape[1]
-    noise_of_count = noise_sd * float(np.sqrt(bins))
-    if min(n0, n1) < floor + 2 * noise_of_count:
+    if not auc.is_shown(cells, noise_sd, floor):
         return {"suppressed": f"<{floor}"}
-    below = np.cumsum(controls) - controls / 2  # controls scored lower, ties half
-    above = n1 - (np.cumsum(cases) - cases / 2)  # cases scored higher, ties half
-    f, g = below / n0, above / n1
-    binned = float((cases * f).sum() / n1)
-    sampling = float((np.maximum(cases, 0) * (f - binned) ** 2).sum()) / n1**2
-    sampling += float((np.maximum(controls, 0) * (g - binned) ** 2).sum()) / n0**2
-    noise = noise_sd**2 * float((((f - binned) / n1) ** 2).sum() + (((g - binned) / n0) ** 2).sum())
-    se = float(np.sqrt(sampling + noise))
-    lost = _lost_by_binning(cells, binned)
-    auc = float(np.clip(binned + lost, 0.0, 1.0))
-    found: Result = {"value": auc}
-    clear = max(LEAST_OVER_NOISE, 1.3 / max(min(auc, 1 - auc), 1e-9))  # noise weighs more on a strong score
-    enough = min(n0, n1) >= max(LEAST_FOR_INTERVAL, clear * noise_of_count if noise_sd else 0.0)
-    if enough and abs(lost) < 0.5 * se and 0 < auc < 1 and se < 0.25:
-        odds, half = np.log(auc / (1 - auc)), 1.959964 * se / (auc * (1 - auc))
-        low, high = (float(1 / (1 + np.exp(np.clip(sign * half - odds, -700, 700)))) for sign in (1, -1))
-        # what is left of the binning: it always takes towards 1/2
-        found |= {"low": max(low + min(1.2 * lost, 0.0), 0.0), "high": min(high + max(1.2 * lost, 0.0), 1.0)}
+    controls, cases = cells[0], cells[1]
+    value, low, high = (float(v) for v in auc.interval(cells, noise_sd))
+    found: Result = {"value": value}
+    found |= {"low": low, "high": high} if silent is None else {"no_interval": silent}
     roc = [
-        [float(np.clip(controls[i:].sum() / n0, 0, 1)), float(np.clip(cases[i:].sum() / n1, 0, 1))]
+        [
+            float(np.clip(controls[i:].sum() / controls.sum(), 0, 1)),
+            float(np.clip(cases[i:].sum() / cases.sum(), 0, 1)),
+        ]
         for i in range(len(cases), -1, -1)
     ]
     return {"auc": found, "roc": roc}
 
 
-def _lost_by_binning(cells: Vector, binned: float) -> float:
-    """How much the AUC of the scores exceeds that of their bins, by comparing with bins twice as wide."""
-    if cells.shape[1] % 2:
-        return 0.0
-    wide = cells.reshape(2, -1, 2).sum(axis=2)
-    below = np.cumsum(wide[0]) - wide[0] / 2
-    return (binned - float((wide[1] * below).sum() / wide[0].sum() / wide[1].sum())) / 3
+def verified(plan: EvaluationPlan, study: Study, group: str | None = None) -> auc.Coverage:
+    """What the interval of the AUC of everybody, or of a group, does over simulated studies of the declared sizes."""
+    noise_sd = noise_of_a_cell(plan, study) * (1.0 if group else float(np.sqrt(len(subgroups(study)))))
+    sizes = declared(plan, study, group)
+    if sizes is None:
+        return auc.Coverage(
+            0.0,
+            0.0,
+            0.0,
+            "the study declares no share of cases" if group is None else "the study declares no `subgroup_shares`",
+        )
+    return auc.coverage(*sizes, plan.bins, noise_sd, study.publication_floor)
+
+
+def declared(plan: EvaluationPlan, study: Study, group: str | None) -> tuple[tuple[float, float], float] | None:
+    """Public sizes of an evaluation: people, from and to, and their share of cases; None where the study does not say.
+
+    n0 is a public divisor of those that train, or of everybody: the two ends allow for both. The share of cases is the
+    evaluation's own or that of the model it judges. A group has its declared share of the people, and as many cases.
+    """
+    cases = plan.cases if plan.cases is not None else getattr(study.analysis(plan.of), "prevalence", None)
+    shares = group_shares(study)
+    if cases is None or not 0 < cases < 1 or (group is not None and not shares.get(group)):
+        return None
+    held = float(study.cohort.test_fraction)
+    part = {"test": held, "train": 1 - held, "all": 1.0}[plan.part]
+    people = study.n0 * part * (1.0 if group is None else shares[group])
+    return (people, people / (1 - held)), float(cases)
+
+
+def group_shares(study: Study) -> dict[str, float]:
+    """Public share of the patients in each group of `subgroups`; empty where the study declares none."""
+    given = [float(share) for share in study.cohort.subgroup_shares]
+    return dict(zip(subgroups(study), [*given, max(1 - sum(given), 0.0)], strict=True)) if given else {}
 
 
 def _calibration(cells: Vector, sd: float, intercept: float, floor: int) -> list[list[float]]:

@@ -37,11 +37,11 @@ def average_precision(cells: Vector) -> float:
 def deciles(cells: Vector, floor: int) -> Result:
     """Share of cases in each tenth of the patients by score, lowest first, and the odds of the highest against the lowest.
 
-    A bin that a tenth ends in is divided in proportion. Below the floor in a tenth: nothing.
+    A bin that a tenth ends in is divided in proportion. Below the floor in a tenth, or of fewer bins than ten: nothing.
     """
     controls, cases = np.maximum(cells[0], 0.0), np.maximum(cells[1], 0.0)
     total = np.append(0.0, np.cumsum(controls + cases))
-    if total[-1] < 10 * floor or not np.all(np.diff(total) >= 0):
+    if len(controls) < 10 or total[-1] < 10 * floor or not np.all(np.diff(total) >= 0):
         return {}
     at = np.linspace(0.0, total[-1], 11)
     tenth_cases = np.diff(np.interp(at, total, np.append(0.0, np.cumsum(cases))))

@@ -161,7 +161,9 @@ def _groups(study: Study, name: str, result: Result) -> tuple[Figure | None, Tab
         figure = Figure(svg, "AUC with 95\u00a0% intervals, everybody and each group that may be shown.", wide=True)
     by = study.cohort.subgroup or "group"
     what = "sampling" if study.analysis(name).mode == "exact" else "sampling and privacy noise"
-    note = f"Intervals include {what}." if "low" in result["auc"] else ""
+    said = [f"95\u00a0% intervals include {what}."] if any("low" in auc for auc in shown.values()) else []
+    said += [f"No interval for {name}: {auc['no_interval']}." for name, auc in shown.items() if "no_interval" in auc]
+    note = " ".join(said)
     return figure, Table(f"AUC by {by}", (by, "AUC (95\u00a0% interval)"), tuple(rows), note)
 
 
