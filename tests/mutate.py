@@ -46,7 +46,8 @@ PRELOADED = (
 )  # fmt: skip
 
 SECAGG = "protocols/sequester/protocols/secagg"
-MEMBER, KEYS, AGGREGATOR = f"{SECAGG}/member.py", f"{SECAGG}/keys.py", f"{SECAGG}/aggregator.py"
+MEMBER, ROUNDS, OPENING = (f"{SECAGG}/{name}.py" for name in ("member", "member_rounds", "member_opening"))
+KEYS, INPUTS, UNMASKING = (f"{SECAGG}/{name}.py" for name in ("keys", "aggregator_inputs", "aggregator_opening"))
 WIRE, SESSION = "protocols/sequester/protocols/wire.py", "protocols/sequester/protocols/session.py"
 PRIVACY, LAYOUT = "protocols/sequester/protocols/privacy.py", "protocols/sequester/protocols/analyses/analysis.py"
 GATE = "client/sequester/client/gate"
@@ -93,7 +94,7 @@ NAMED = [
     named("C6", KEYS, "boxes without ctx", ('"seal", sender, to, ctx, salt', '"seal", sender, to, salt')),
     named(
         "C7",
-        MEMBER,
+        ROUNDS,
         "u from the active set's size",
         (
             "floor = session.floor(self._params, len(start.active))  # C7",
@@ -103,13 +104,13 @@ NAMED = [
     ),
     named(
         "C7",
-        MEMBER,
+        ROUNDS,
         "u of 1",
         ("floor = session.floor(self._params, len(start.active))  # C7", "floor = 1  # C7"),
     ),
     named(
         "C7",
-        MEMBER,
+        OPENING,
         "t from the active set's size",
         (
             "t = session.threshold(len(self._params.roster), self._params.max_corrupt)  # C7",
@@ -118,7 +119,7 @@ NAMED = [
     ),
     named(
         "C7",
-        MEMBER,
+        OPENING,
         "t of 1",
         ("t = session.threshold(len(self._params.roster), self._params.max_corrupt)  # C7", "t = 1  # C7"),
     ),
@@ -128,33 +129,35 @@ NAMED = [
         "noise for fewer honest shares than the study's",
         ("if adders < privacy.noise_adders(study):", "if False:"),
     ),
-    named("C9", MEMBER, "a seed request leaves last_round", ("self.last_round = target.number  # C9", "pass  # C9")),
-    named("C9", MEMBER, "a round leaves last_round", ("self.last_round = start.round\n", "pass\n")),
-    named("C10", MEMBER, "the self-mask is the same every time", ("b = shamir.random_element(self._entropy)", "b = 1")),
-    named("C10", MEMBER, "no self-mask", ("plus.append(keys.self_key(seed, r.ctx))", "pass")),
+    named("C9", OPENING, "a seed request leaves last_round", ("self.last_round = target.number  # C9", "pass  # C9")),
+    named("C9", ROUNDS, "a round leaves last_round", ("self.last_round = start.round\n", "pass\n")),
+    named("C10", ROUNDS, "the self-mask is the same every time", ("b = shamir.random_element(self._entropy)", "b = 1")),
+    named("C10", ROUNDS, "no self-mask", ("plus.append(keys.self_key(seed, r.ctx))", "pass")),
     *(
-        named(check, MEMBER, words, (text, "if True"))
-        for check, words, text in (
+        named(check, file, words, (text, "if True"))
+        for check, file, words, text in (
             (
                 "C11",
+                OPENING,
                 "acks without signature and set",
                 "if ack.index in survivors and keys.is_signed(self._params.roster[ack.index], ack.signature, statement)",
             ),
             (
                 "C20",
+                ROUNDS,
                 "cancels without signature and set",
                 "if ack.index in active and keys.is_signed(self._params.roster[ack.index], ack.signature, statement)",
             ),
         )
     ),
-    named("C11", MEMBER, "acks of sites outside the set", ("if ack.index in survivors and keys", "if keys")),
+    named("C11", OPENING, "acks of sites outside the set", ("if ack.index in survivors and keys", "if keys")),
     named(
         "C11",
-        MEMBER,
+        OPENING,
         "an ack counted twice",
         ("if len(valid) < t:  # C11", "if len([a for a in acks if a.index in valid]) < t:  # C11"),
     ),
-    named("C20", MEMBER, "cancels of sites outside the context", ("if ack.index in active and keys", "if keys")),
+    named("C20", ROUNDS, "cancels of sites outside the context", ("if ack.index in active and keys", "if keys")),
     named(
         "C16",
         KEYS,
@@ -175,7 +178,7 @@ NAMED = [
     ),
     named(
         "C16",
-        MEMBER,
+        OPENING,
         "jointly: any set, and without me in it",
         ("if digest != r.digest:  # C11", "if False:  # C11"),
         (
@@ -185,7 +188,7 @@ NAMED = [
     ),
     named(
         "C18",
-        MEMBER,
+        OPENING,
         "boxes opened without their tag",
         (
             "share = keys.unseal(self._pairs[sender], sender, self._index, self._current.ctx, salt, box)",
@@ -193,23 +196,23 @@ NAMED = [
             "self._current.ctx, salt, bytes(32)), box))[:32]",
         ),
     ),
-    named("C18", MEMBER, "shares of P and more", ("shamir.element(share)  # C18", "pass  # C18")),
+    named("C18", OPENING, "shares of P and more", ("shamir.element(share)  # C18", "pass  # C18")),
     named(
         "C19",
-        AGGREGATOR,
+        UNMASKING,
         "opened seeds are not compared with their commitments",
         ("hmac.compare_digest(keys.commitment(r.ctx, j, seeds[j]), r.inputs[j].commit)", "True"),
     ),
     named("C21", PRIVACY, "no head-room", ("if reach >= 2.0 ** (codec(study).lane_bits - 1):", "if False:")),
     named(
         "C22",
-        MEMBER,
+        OPENING,
         "seeds without a quorum",
         ("self._check_quorum(digest, message.survivors, message.acks)  # C22", "pass  # C22"),
     ),
     named(
         "C23",
-        AGGREGATOR,
+        INPUTS,
         "jointly: an input of another site, whoever signed it",
         ("if message.index != sender:  # C23", "if False:  # C23"),
         (
@@ -235,18 +238,18 @@ NAMED = [
     ),
     named(
         "C25",
-        MEMBER,
+        ROUNDS,
         "jointly: a second vector in one round",
         ("asked, self._awaited = self._awaited, None", "asked = self._awaited"),
         ('if asked is None or self.state != "COMPUTING" or', "if asked is None or"),
     ),
     named(
         "C25",
-        MEMBER,
+        ROUNDS,
         "bytes are said before they are stored",
         (
-            '[StoreOutbox(self._outbox), Persist(_input_record(self._outbox)), Send(self._outbox)]',
-            '[Send(self._outbox), StoreOutbox(self._outbox), Persist(_input_record(self._outbox))]',
+            '[StoreOutbox(self._outbox), Persist(input_record(self._outbox)), Send(self._outbox)]',
+            '[Send(self._outbox), StoreOutbox(self._outbox), Persist(input_record(self._outbox))]',
         ),
     ),
     named("C25", f"{GATE}/journal.py", "no lock", ("fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")),
@@ -279,13 +282,13 @@ NAMED = [
 # a side of an `or` that another check makes unreachable: it cannot fail alone, the joint mutant in NAMED must
 COVERED = {
     (
-        MEMBER,
+        OPENING,
         "C16",
         "self._index not in survivors",
     ): "C11 and version 0 let no set without me pass: see the joint mutant",
 }
 # numbered lines of an `if` that lets pass instead of refusing: only their mutation in NAMED is a deletion
-PASSES = {(AGGREGATOR, "C19")}
+PASSES = {(UNMASKING, "C19")}
 
 
 # ---- finding the checks ---------------------------------------------------------------------------------------------

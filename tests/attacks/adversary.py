@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg import keys, masks, shamir
-from sequester.protocols.secagg.member import Admission, Member
+from sequester.protocols.secagg.member import Member
+from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import (
     Ack,
     CancelAck,

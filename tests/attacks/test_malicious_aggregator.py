@@ -18,7 +18,7 @@ import pytest
 from attacks.adversary import LENGTH, Adversary, is_refused, said
 from sequester.protocols import session
 from sequester.protocols.secagg import keys, masks, shamir
-from sequester.protocols.secagg.member import Admission
+from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import (
     Ack,
     CancelAck,

@@ -22,8 +22,8 @@ from sequester.protocols import privacy
 from sequester.protocols.errors import PeerError, RoundAbandoned, SequesterError, StudyError
 from sequester.protocols.release import Release, judge
 from sequester.protocols.secagg import keys
-from sequester.protocols.secagg.member import adv_json
 from sequester.protocols.secagg.messages import KeyAdvertisement, Message, Resume
+from sequester.protocols.secagg.records import adv_json
 from sequester.protocols.signing import open_document, sha256
 from sequester.protocols.states import FINAL, StudyState
 from sequester.protocols.study import Study, parse_study

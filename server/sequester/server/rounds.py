@@ -28,7 +28,6 @@ from sequester.protocols.analyses.analysis import Finished, Layout, Next
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.errors import RoundAbandoned
 from sequester.protocols.secagg.aggregator import Aggregator
-from sequester.protocols.secagg.member import adv_from_json, adv_json
 from sequester.protocols.secagg.messages import (
     Abandoned,
     Deadline,
@@ -43,6 +42,7 @@ from sequester.protocols.secagg.messages import (
     UnmaskShares,
     Withdraw,
 )
+from sequester.protocols.secagg.records import adv_from_json, adv_json
 from sequester.protocols.study import Study
 from sequester.server.store import Store, StoreFault
 

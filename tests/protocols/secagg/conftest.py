@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg import masks
 from sequester.protocols.secagg.aggregator import Aggregator
-from sequester.protocols.secagg.member import Admission, Member
+from sequester.protocols.secagg.member import Member
+from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import (
     Abandoned,
     Contribute,

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from sequester.protocols.secagg import keys
-from sequester.protocols.secagg.aggregator import MAX_CLOSINGS, Aggregator
+from sequester.protocols.secagg.aggregator import Aggregator
+from sequester.protocols.secagg.aggregator_set_up import MAX_CLOSINGS
 from sequester.protocols.secagg.messages import Refusal, Resume, Send, SessionProposal, StudyRefusal
 
 

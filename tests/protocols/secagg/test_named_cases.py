@@ -10,7 +10,8 @@ import pytest
 
 from attacks.adversary import Adversary, is_refused, renamed, said
 from sequester.protocols.secagg import keys
-from sequester.protocols.secagg.member import MAX_HOLDS, Admission
+from sequester.protocols.secagg.member_rounds import MAX_HOLDS
+from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import (
     Effect,
     Hold,

@@ -29,7 +29,7 @@ from protocols.secagg.laws import Watcher
 from sequester.protocols import session
 from sequester.protocols.errors import PeerError
 from sequester.protocols.secagg.aggregator import Aggregator
-from sequester.protocols.secagg.member import Admission
+from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import (
     Abandoned,
     CancelAck,

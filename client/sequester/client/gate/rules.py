@@ -17,7 +17,7 @@ from sequester.client.policy import Policy
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, SiteError, StudyError
-from sequester.protocols.secagg.member import Admission
+from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart
 from sequester.protocols.session import SessionParams
 from sequester.protocols.study import Study
