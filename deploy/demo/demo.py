@@ -240,7 +240,7 @@ def _tell(
         kinds: Counter[str] = Counter()
         for row in ledger["rows"]:
             if row.get("kind") == "egress" and row.get("study") == study.digest:
-                kinds[row["what"]] += row["bytes"]
+                kinds[row["what"]] += row["bytes"] * row.get("times", 1)
         kinds["Flower's control connection"] = _control_bytes(ledger)
         listed = ", ".join(f"{what} {size:,}" for what, size in kinds.most_common())
         phases.line(f"  {site:8} {sum(kinds.values()):>10,}   {listed}")

@@ -30,7 +30,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "main")
 
 
-def test_the_same_answer_ten_thousand_times_is_sixteen_entries_that_stand_for_all_of_them(ledger: Ledger) -> None:
+def test_the_same_answer_ten_thousand_times_is_fifteen_entries_that_stand_for_all_of_them(ledger: Ledger) -> None:
     egress = Egress(ledger, STUDY)
     for asked in range(10_000):
         egress.leaves("Refusal", [b"no"], 3)
