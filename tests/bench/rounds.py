@@ -18,93 +18,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from bench.frame import Bench
+from bench.hospital import gate, peak_mb
 from bench.peer import Peer, PeerMissing
-from loopback import BUNDLE, Loopback, enrolled
 from loopback import Hospital as Site
+from loopback import Loopback, enrolled
 from sequester.client.config import Home
-from sequester.protocols.signing import sha256
 from sequester.simulate.hospitals import Hospital, hospitals
 
 STARTS_S, ENDS_S = 1.5, 420
-
-
-class Phases:
-    """Seconds inside named functions of this process, by phase; awaiting counts, so that waits for a process are seen."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def add(self, phase: str, seconds: float) -> None:
-        """One call's seconds."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    def watch(self, owner: Any, name: str, phase: str) -> Any:
-        """A patch of `owner.name` that counts its seconds."""
-        inner = getattr(owner, name)
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return inner(*arguments, **named)
-            finally:
-                self.add(phase, time.perf_counter() - start)
-
-        async def awaited(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return await inner(*arguments, **named)
-            finally:
-                self.add(phase, time.perf_counter() - start)
-
-        return mock.patch.object(owner, name, awaited if asyncio.iscoroutinefunction(inner) else timed)
-
-
-def gate(home: Path, digest: str, out: Path) -> None:
-    """One hospital's gate process: joins and works until the study is over."""
-    from sequester.client.gate import session
-    from sequester.client.gate.custodian import Custodian
-    from sequester.protocols.secagg.member import Member
-
-    phases = Phases()
-    watched = [
-        (session, "noise_share", "noise"), (session, "ring_vector", "masks"), (Member, "contribute", "masks"),
-        (Custodian, "contribution", "compute"),
-    ]  # fmt: skip
-    compute_peak = 0.0
-
-    async def main() -> None:
-        nonlocal compute_peak
-        site = Site(home.name, Home(home))
-        consortium = site.open()
-        start = time.perf_counter()
-        await consortium.join(digest, sha256(BUNDLE))
-        phases.add("dispatch", time.perf_counter() - start)
-        while consortium.outcome(digest) is None:
-            compute_peak = max(compute_peak, _children_peak())
-            await asyncio.sleep(0.2)
-        await site.close()
-
-    for owner, name, phase in watched:
-        phases.watch(owner, name, phase).start()
-    asyncio.run(main())
-    out.write_text(json.dumps({"phases": phases.seconds, "gate_mb": peak_mb(os.getpid()), "compute_mb": compute_peak}))
-
-
-def peak_mb(pid: int) -> float:
-    """The peak resident set of a process, MB; 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
-
-
-def _children_peak() -> float:
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    return max((peak_mb(int(pid)) for pid in children.read_text().split()), default=0.0) if children.exists() else 0.0
 
 
 def exchange(root: Path, names: list[str], digest: str, out: Path) -> None:
@@ -112,6 +35,7 @@ def exchange(root: Path, names: list[str], digest: str, out: Path) -> None:
 
     async def main() -> None:
         import consortium
+        from sequester.protocols.release import Documents, judge
         from sequester.protocols.study import validated
         from sequester.server.config import Home as ServerHome
         from sequester.server.report.page import report_html
@@ -128,7 +52,8 @@ def exchange(root: Path, names: list[str], digest: str, out: Path) -> None:
         if status["state"] == "done":
             said["set_up"] = results["wall_seconds"]["set_up"]
             start = time.perf_counter()
-            report_html(validated(json.loads((root / "study.json").read_text())), results, {})
+            study = validated(json.loads((root / "study.json").read_text()))
+            report_html(study, results, {}, judge(study, digest, bytes(32), Documents()))
             said["report"] = time.perf_counter() - start
         said["exchange_mb"] = peak_mb(os.getpid())
         out.write_text(json.dumps(said))
