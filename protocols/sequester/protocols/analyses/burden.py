@@ -267,7 +267,7 @@ def tests(u: Vector, v: Vector, weight: Vector, burden_tail: float, tails: Vecto
     q = float(((weight * u) ** 2).sum())
     values = np.linalg.eigvalsh(scaled * np.outer(weight, weight))
     skat = mixture_tail(q, values[values > 1e-10 * values.max()])
-    found: Result = {"burden_z": score / np.sqrt(variance) if varies else 0.0, "burden_p": burden, "skat_q": q}
+    found: Result = {"burden_z": score / float(variance**0.5) if varies else 0.0, "burden_p": burden, "skat_q": q}
     return found | {"skat_p": skat, "p": cauchy([burden, skat])}
 
 

@@ -4,7 +4,8 @@ Each hospital fits the model to its own patients; with b its estimate and w = 1 
 w b and w b^2 over hospitals give Q = sum w (b - mean)^2 and the mean itself (Cochran 1954; Higgins and Thompson 2002). A
 hospital's own b and w stay there. A term is a covariate or score (log odds or outcome per standardised unit) in the model
 of all of them, or a variant (per copy, a missing call is the public mean) added to that model alone. A hospital that
-cannot estimate a term (no cases, separated, constant) adds nothing to it. Exact only, under its own line of consent.
+cannot estimate a term (no cases, separated, constant) adds nothing to it; with fewer than three that can, nothing is printed,
+but the exchange has seen the sums, which are then those of one or two. Exact only, under its own line of consent.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 LOCAL_STEPS = 50
+LEAST_HOSPITALS = 3  # of two, one that takes its own numbers off has the other's
 LEAST_PEOPLE = 5.0  # people of the rarer outcome for each column of a fit
-LEAST_CARRIERS = 30.0  # of a term among them; below it Q rejects too rarely (measured in the oracle test)
+LEAST_CARRIERS = 50.0  # of a term among them; below it Q rejects too rarely (measured in the oracle test)
 
 
 class HeterogeneityPlan(CovariatePlan):
@@ -140,8 +142,8 @@ def cochran(hospitals: float, w: float, wb: float, wbb: float) -> Result:
     from scipy.special import gammaincc  # heavy: loaded where it is used
 
     k = int(round(hospitals))
-    if k < 2 or w <= 0:
-        return {"hospitals": k, "not_tested": "fewer than two hospitals can estimate it"}
+    if k < LEAST_HOSPITALS or w <= 0:
+        return {"hospitals": k, "not_tested": f"fewer than {LEAST_HOSPITALS} hospitals can estimate it"}
     q = max(wbb - wb * wb / w, 0.0)
     return {
         "hospitals": k, "effect": wb / w, "se": w**-0.5, "q": q, "df": k - 1,
@@ -153,14 +155,11 @@ def consent(plan: HeterogeneityPlan, study: Study) -> str:
     """The line an approver reads: what this opens about single hospitals, by name."""
     what = [*plan.terms, *([f"the {_top(plan, study)} strongest variants of {plan.of}"] if plan.of else [])]
     return (
-        f"It tells how far the hospitals' own estimates of {', '.join(what)} lie apart (heterogeneity). No hospital's "
-        f"estimate is opened, three sums are. A hospital that takes its own numbers off them learns about the other "
-        f"{len(study.sites) - 1} together"
-        + (
-            "; these are so few that with their sizes it can solve for each one's estimate."
-            if len(study.sites) <= 4
-            else "."
-        )
+        f"It tells how far the hospitals' own estimates of {', '.join(what)} lie apart (heterogeneity). Three sums of a term "
+        "are opened, over the hospitals that can estimate it: where only one can, they are its own estimate, and where two "
+        f"can, each learns the other's. Of all {len(study.sites)}, one that takes its own numbers off learns about the rest "
+        "together"
+        + ("; they are so few that with their sizes it can solve for each one's." if len(study.sites) <= 4 else ".")
     )
 
 
