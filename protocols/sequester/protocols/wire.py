@@ -220,7 +220,7 @@ class Reader:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._header: Any = None
-        self._payload = bytearray()
+        self._payload = memoryview(b"")
         self._filled = 0
 
     def take(self, frame: pb.Frame) -> Any:
@@ -249,7 +249,7 @@ class Reader:
             raise PeerError(f"a payload of {payload_bytes} bytes, at most {self._limits.payload_bytes} are allowed")
         if payload_bytes == 0:
             return _message(header, b"", self._limits)
-        self._header, self._payload, self._filled = header, bytearray(), 0
+        self._header, self._payload, self._filled = header, memoryview(b""), 0
         self._expected = payload_bytes
         return None
 
@@ -258,13 +258,14 @@ class Reader:
         if chunk.offset != self._filled or not 0 < size <= CHUNK_BYTES or self._filled + size > self._expected:
             raise PeerError("a chunk out of order, empty or beyond its payload")
         if not self._payload:
-            self._payload = bytearray(self._expected)
+            # an array's memory comes in large pages, and nobody sees it before all of it was written
+            self._payload = np.empty(self._expected, dtype=np.uint8).data
         self._payload[self._filled : self._filled + size] = chunk.data
         self._filled += size
         if self._filled < self._expected:
             return None
         header, payload = self._header, self._payload
-        self._header, self._payload = None, bytearray()
+        self._header, self._payload = None, memoryview(b"")
         return _message(header, payload, self._limits)
 
 
@@ -347,7 +348,7 @@ def _read_start(s: pb.RoundStart, broadcast: bytes) -> m.RoundStart:
     )  # fmt: skip
 
 
-def _message(x: Any, payload: bytes | bytearray, limits: Limits) -> Any:
+def _message(x: Any, payload: bytes | memoryview, limits: Limits) -> Any:
     match x:
         case pb.RoundStart():
             return _read_start(x, bytes(payload))
