@@ -122,7 +122,12 @@ def receipt_bodies(study: Study, **changed: Any) -> dict[str, dict[str, Any]]:
             "rounds": sum(charges.values()), "bytes_up": 81234 + 17 * i, "charges": charges,
             "isolation": "compute has a network namespace of its own (net:[4026532417]) with no usable interface",
             "allow_unisolated": False, "exact": [p.name for p in study.analyses if p.mode == "exact"],
-            "ledger": {"counter": 311 + i, "head": f"{i + 1:x}" * 64}, "time": "2026-11-24T20:15:00Z", **changed,
+            "ledger": {"counter": 311 + i, "head": f"{i + 1:x}" * 64}, "time": "2026-11-24T20:15:00Z",
+            "life": {
+                "epsilon": 4.2 + i / 10, "two_copies": 9.1 + i, "delta": "0.000001",
+                "exact": [f"{privacy.study_digest(study)[:12]}/{p.name}" for p in study.analyses if p.mode == "exact"],
+            },
+            **changed,
         }
         for i, site in enumerate(study.site_ids)
     }  # fmt: skip

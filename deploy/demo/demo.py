@@ -115,10 +115,11 @@ def run(work: Path, out: Path, people: int, seed: int, phases: Phases) -> None:
         with phases.phase("write", "the coordinator writes, signs and publishes the study"):
             fields = study_fields(json.loads((data / "study.json").read_text("utf-8")), people)
             study = consortium.publish(consortium.write_study(fields))
+            trial = consortium.try_out(study)  # as every hospital will, before it joins
         with phases.phase("approve", "hospitals read it, freeze their cohorts, approve"):
             consortium.decide(study)
         with phases.phase("rounds", f"the study {study.digest[:12]} runs", live=False):
-            results = consortium.run_study(study, out)
+            results = consortium.run_study(study, out, trial)
         with phases.phase("audit", "stop the hospitals, read and verify their ledgers"):
             consortium.stop_sites()
             ledgers, audits = consortium.ledgers(), consortium.audits()
@@ -251,11 +252,26 @@ def _tell(
     phases.line(
         f"  ({promise['pld']:.2f} had every spare attempt been used; the study allows {EPSILON}). Nothing left without noise."
     )
+    phases.line(_released(json.loads((out / "certificate.json").read_text("utf-8"))))
     phases.line()
     phases.line(DEPARTURES)
     total = sum(phases.seconds.values())
     phases.line(
         f"\n{total:.0f} s in all, {os.cpu_count()} cores; peak memory {results['peak_rss_mb']['all at once']} MB."
+    )
+
+
+def _released(certificate: dict[str, Any]) -> str:
+    """What the release gate found, on which size, and the coordinator's own lower bound on epsilon."""
+    sites = certificate["release_gate"]["sites"]
+    passed = sum(row["verdict"] == "passed" for row in sites.values())
+    form, tried = next((row["form"], row["tried"][0]) for row in sites.values() if "tried" in row)
+    bound = certificate["evidence"]["audit_lower_bound"]
+    (claim,) = (row["claim"] for row in bound["models"].values())
+    return (
+        f"Release gate: passed at {passed} of {len(sites)} hospitals before they joined ({form} form: {tried['patients']:,} "
+        f"made-up patients,\n  {tried['canaries']} canaries, {tried['runs']} trainings). The coordinator's own trial finds "
+        f"epsilon of the score at least {bound['value']:.2f}, claimed {claim:.2f}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import plain_loop
 import reported
+from sequester.protocols import privacy
 from sequester.protocols.errors import PrivacyError
 from sequester.protocols.study import Study
 from sequester.server.report.results_folder import write
@@ -46,9 +48,15 @@ def test_a_trained_model_has_its_certificate_and_its_page(tmp_path: Path, plan: 
 
 def test_a_sampled_release_is_certified_at_its_own_rate(tmp_path: Path) -> None:
     of, results = trained(gradients="hooks", rate="0.1", send_slot_s=5, rounds=5)
-    release = next(row for row in written(tmp_path, of, results)["releases"] if row["name"] == "score")
+    statement = written(tmp_path, of, results)
+    release = next(row for row in statement["releases"] if row["name"] == "score")
     assert release["q"] == 0.1
     assert release["epsilon"] <= 3.001
+    promise = privacy.promise(of)
+    assert promise is not None  # what hospitals spent is counted at that rate, too
+    assert statement["sites"]["lake"]["epsilon"] == pytest.approx(promise.pld_without_spares)
+    page = re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text("utf-8"))
+    assert re.search(r"\s0\.1\s+5\s+1\s", page)  # q, T and R of the release
 
 
 def test_too_little_noise_in_one_round_stops_the_export(tmp_path: Path) -> None:

@@ -72,6 +72,10 @@ def test_what_a_real_run_leaves_behind_becomes_a_folder_with_verified_receipts(t
     for site in SITES:
         receipt = json.loads((folder / "receipts" / f"{site.name}.json").read_text("utf-8"))["body"]
         assert receipt["ledger"]["head"] in page
+        # its ledger has this study alone: what the data cost in their life is what the study cost
+        row = statement["sites"][site.name]
+        assert row["life"]["epsilon"] == pytest.approx(row["epsilon"], abs=2e-6)
+        assert row["life"]["two_copies"] == pytest.approx(row["two_copies"], abs=2e-6)
         assert statement["sites"][site.name]["charges"] == receipt["charges"] == {"score": 5, "held_out": 1}
     assert statement["release_gate"]["granted_by"] == "passes"
     for row in statement["release_gate"]["sites"].values():

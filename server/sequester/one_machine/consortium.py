@@ -288,10 +288,16 @@ class Consortium:
 
         return self.each(one)
 
-    def run_study(self, study: Published, out: Path) -> dict[str, Any]:
+    def try_out(self, study: Published) -> Running:
+        """The coordinator's own trial of the program, for `run_study`; its figures are the coordinator's to publish."""
+        command = python("-m", CLIENT, "audit", "release", str(study.signed), "--json")
+        return self.processes.start("coordinator-audit", "command line", command, lives_on=False)
+
+    def run_study(self, study: Published, out: Path, trial: Running | None = None) -> dict[str, Any]:
         """Start the study, wait for its end, fetch what it leaves; results.json.
 
-        The command draws its own progress on our terminal, or writes its plain lines where there is none.
+        With the coordinator's own `trial` the report tells its lower bounds on epsilon. The command draws its own progress
+        on our terminal, or writes its plain lines where there is none.
         """
         assert self.exchange is not None
         sys.stdout.flush()
@@ -302,7 +308,12 @@ class Consortium:
             own = error.log is not None and error.log.name.startswith("coordinator-study-start")
             log = self.exchange.log if own else error.log
             raise Failed(f"the study did not end well: {error.message}", log) from None
-        self.coordinate("study", "results", study.digest, "--out", str(out), "--overwrite")
+        audit = []
+        if trial is not None:
+            told = self.folder / "audit.json"
+            told.write_text(self.processes.finish(trial, STUDY_S), "utf-8")
+            audit = ["--audit", str(told)]
+        self.coordinate("study", "results", study.digest, "--out", str(out), "--overwrite", *audit)
         results: dict[str, Any] = json.loads((out / "results.json").read_text("utf-8"))
         return results
 

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -226,8 +227,9 @@ class Consortium:
             allow, device = self._config.policy.allow_unisolated, self._config.compute.device
             return await Custodian.start(text, cohort, allow, log_file, device)
 
-        def receipt(progress: Progress, state: str) -> bytes:
-            data = self._receipt(study, digest, session, progress, state)
+        async def receipt(progress: Progress, state: str) -> bytes:
+            life = await asyncio.to_thread(self._ledger.life().json)
+            data = self._receipt(study, digest, session, progress, state, life)
             path = self._receipt_path(digest)
             try:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -294,7 +296,9 @@ class Consortium:
     def _known(self) -> list[str]:
         return sorted(path.stem for path in (self.folder / "studies").glob("*.json"))
 
-    def _receipt(self, study: Study, digest: str, session: Session, progress: Progress, state: str) -> bytes:
+    def _receipt(
+        self, study: Study, digest: str, session: Session, progress: Progress, state: str, life: dict[str, Any]
+    ) -> bytes:
         counter, head = self._ledger.head()
         body = {
             "study": digest,
@@ -308,6 +312,7 @@ class Consortium:
             "allow_unisolated": self._config.policy.allow_unisolated,
             "exact": [plan.name for plan in study.analyses if plan.mode == "exact"],
             "ledger": {"counter": counter, "head": head.hex()},
+            "life": life,
             "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         return sign_document("receipt", body, self._identity)

@@ -66,6 +66,27 @@ class Balance:
         return self.cap - self.reserved - self.spent
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """Everything a data set was charged, and the names of its exact releases, as it stood at one moment."""
+
+    events: tuple[Event, ...]
+    delta: str
+    exact: tuple[str, ...]
+
+    def json(self) -> dict[str, Any]:
+        """epsilon by PLD of all of it, for a patient here and for one who is here twice; it takes a second where there is much.
+
+        Of this data set alone: whether its patients are in others as well is a fact about patients and stays here.
+        """
+        delta = float(self.delta)
+        twice = [replace(event, sigma=event.sigma / 2) for event in self.events]
+        return {
+            "epsilon": round(epsilon_pld(self.events, delta), 6), "two_copies": round(epsilon_pld(twice, delta), 6),
+            "delta": self.delta, "exact": list(self.exact),
+        }  # fmt: skip
+
+
 @dataclass(slots=True)
 class _Standing:
     """One study in the ledger: what it may release, what it has released, and whether it is over."""
@@ -296,6 +317,15 @@ class Ledger:
     def charged(self) -> list[Event]:
         """Every event that counts against the budget: reserved by running studies, spent by ended ones."""
         return [event for standing in self._studies().values() for event in standing.charged()]
+
+    def life(self) -> Life:
+        """What a receipt says of the whole ledger: its charges, like ones together, its delta, and its exact releases."""
+        together: Counter[tuple[float, float]] = Counter()
+        for event in self.charged():
+            together[event.sigma, event.q] += event.count
+        events = tuple(Event("", sigma, count, q) for (sigma, q), count in sorted(together.items()))
+        exact = (f"{study[:12]}/{name}" for study, standing in self._studies().items() for name in standing.exact)
+        return Life(events, str(self._founded["delta"]), tuple(sorted(exact)))
 
     def _totals(self) -> tuple[float, float]:
         """(reserved by running studies, spent by ended ones) as RDP at the ledger's order."""

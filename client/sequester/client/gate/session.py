@@ -88,7 +88,7 @@ class Session:
         ledger: Ledger,
         start_compute: Callable[[], Awaitable[Custodian]],
         open_channel: Callable[[], grpc.aio.Channel],
-        receipt: Callable[[Progress, str], bytes],
+        receipt: Callable[[Progress, str], Awaitable[bytes]],
         limits: Limits,
     ) -> None:
         self.study = study
@@ -305,7 +305,9 @@ class Session:
             if self._call is not None:
                 with lost:
                     await self._perform(self._member.closing(*self._ledger.head()))
-            self._sent_receipt = self._receipt(self.progress, state)  # where it does not arrive, `delivery` takes it
+            self._sent_receipt = await self._receipt(
+                self.progress, state
+            )  # where it does not arrive, `delivery` takes it
             if self._call is not None:
                 with lost:
                     await self._write("Receipt", [receipt_frame(self._sent_receipt)])

@@ -156,6 +156,12 @@ def status(
 def results(
     study: DigestArgument,
     out: Annotated[Path, typer.Option("--out", help="A folder for report, results, scoring file and receipts.")],
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit", help="What `sequester-client audit release study.json --json` printed on your machine."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier call.")] = False,
     home: HomeOption = None,
 ) -> None:
@@ -173,7 +179,15 @@ def results(
         standing.require()
     texts = json.loads(call(home, "Result", request_of(digest)).data)
     receipts = {site: raw.encode() for site, raw in texts["receipts"].items()}
-    paths = write(out, of, digest, texts["results"].encode(), receipts, signed.raw, documents, overwrite=overwrite)
+    try:
+        own = None if audit is None else audit.read_bytes()
+    except OSError as error:
+        raise StudyError(
+            f"{audit}: {error.strerror}", hint="`sequester-client audit release study.json --json` writes one"
+        ) from None
+    paths = write(
+        out, of, digest, texts["results"].encode(), receipts, signed.raw, documents, audit=own, overwrite=overwrite
+    )
     for path in paths:
         typer.echo(str(path))
 

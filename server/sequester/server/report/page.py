@@ -60,6 +60,8 @@ def render(
         privacy_words=_privacy_words(study, statement),
         parts=_parts(study, analyses),
         certificate=statement,
+        group_words=_group_words(statement["groups"]),
+        audit_words=_audit_words(statement["evidence"]["audit_lower_bound"]),
         certificate_tables=_certificate_tables(study, statement),
         federation=_federation(study, results),
         receipts=_receipts(study, known, statement),
@@ -238,7 +240,7 @@ def _releases(releases: list[dict[str, Any]]) -> Table:
                 r["mechanism"] if private else "none (exact)",
                 digits(r["sigma"], 5) if private else "—",
                 digits(r["C"]) if private else "—",
-                "1" if private else "—",
+                digits(r["q"]) if private else "—",
                 str(r["T"]),
                 str(r["R"]),
                 f"{r['epsilon']:.3f}" if private else "—",
@@ -312,6 +314,9 @@ def _receipts(study: Study, receipts: Mapping[str, Receipt], statement: Mapping[
                 or "none",
                 "epsilon": "—" if spent["epsilon"] is None else f"{spent['epsilon']:.3f}",
                 "two_copies": "—" if spent["two_copies"] is None else f"{spent['two_copies']:.3f}",
+                "each": "; ".join(f"{name} {row['epsilon']:.3f}" for name, row in spent["releases"].items()),
+                "life": _lifetime(spent["life"]),
+                "life_words": _life_words(spent["life"]),
                 "isolation": (receipt.isolation or "not said") if receipt else "not known",
                 "unisolated": bool(receipt and receipt.allow_unisolated),
                 "counter": str(receipt.ledger_counter) if receipt else "not known",
@@ -320,6 +325,54 @@ def _receipts(study: Study, receipts: Mapping[str, Receipt], statement: Mapping[
             }
         )
     return rows
+
+
+def _lifetime(life: Mapping[str, Any]) -> str:
+    return "—" if life["epsilon"] is None else f"{life['epsilon']:.3f}"
+
+
+def _life_words(life: Mapping[str, Any]) -> str:
+    """Over the life of a hospital's data: the figure with k = 2 and delta, or why there is none."""
+    if life["epsilon"] is not None:
+        figures = f"ε {life['epsilon']:.3f}, k = 2 {life['two_copies']:.3f}, at delta {_small(life['delta'])}"
+        return f"Over the life of its data: {figures}."
+    if "private_releases_alone" not in life:
+        return f"Over the life of its data: not known, {life['because']}."
+    return (
+        f"Over the life of its data: {life['because']}. ε of the private releases alone {life['private_releases_alone']:.3f}, "
+        f"k = 2 {life['two_copies']:.3f}, at delta {_small(life['delta'])}; exact: {', '.join(life['exact'])}."
+    )
+
+
+def _group_words(groups: Mapping[str, Any]) -> str:
+    """Every group's own figure with its interval, or that it is withheld; after the figures what noise does to them."""
+    said = []
+    for name, found in groups["by_evaluation"].items():
+        figures = []
+        for group, row in found.items():
+            measures = [f"{key.replace('_', ' ')} {_figure(value)}" for key, value in row.items()]
+            figures.append(f"{group}: {', '.join(measures)}")
+        said.append(f"{name}: {'; '.join(figures)}")
+    return sentence(". ".join([*said, groups["because"]]))
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, Mapping):
+        low = f" ({value['low']:.3f} to {value['high']:.3f})" if "low" in value and "high" in value else ""
+        return f"{value['value']:.3f}{low}"
+    return digits(value) if isinstance(value, int | float) else str(value)
+
+
+def _audit_words(bound: Mapping[str, Any]) -> str:
+    """The coordinator's lower bounds on epsilon beside what is claimed, or why there are none."""
+    if bound["value"] is None:
+        return f"Not told: {bound['because']}."
+    rows = [
+        f"{name}: at least {row['model']:.2f} from the model, {row['opened_sums']:.2f} from the opened sums, claimed "
+        f"{row['claim']:.2f} ({row['patients']:,} made-up patients, {row['runs']} trainings)"
+        for name, row in bound["models"].items()
+    ]
+    return f"{'; '.join(rows)}. {sentence(bound['because'])}"
 
 
 def _small(value: float) -> str:

@@ -18,11 +18,25 @@ from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study
 
 _LONGEST = 300
+_MOST_EXACT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """epsilon of everything that a data set's ledger was charged, by PLD, and its exact releases by name."""
+
+    epsilon: float
+    two_copies: float
+    delta: float
+    exact: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """One site's: charges by analysis as its ledger counted them, and where its ledger stood afterwards."""
+    """One site's: charges by analysis as its ledger counted them, and where its ledger stood afterwards.
+
+    `life` is None in receipts of programs that did not say it.
+    """
 
     site: str
     state: str
@@ -33,6 +47,7 @@ class Receipt:
     ledger_counter: int
     ledger_head: str
     time: str
+    life: Life | None = None
 
 
 def opened(study: Study, digest: str, documents: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -74,8 +89,21 @@ def read(study: Study, digest: str, site: str, body: Mapping[str, Any]) -> Recei
         raise _bad(site, "`bytes_up` or `allow_unisolated` is missing")
     return Receipt(
         site, str(texts["state"]), body["bytes_up"], dict(charges), str(texts["isolation"]), body["allow_unisolated"],
-        int(str(counter)), head, str(texts["time"]),
+        int(str(counter)), head, str(texts["time"]), None if body.get("life") is None else _life(site, body["life"]),
     )  # fmt: skip
+
+
+def _life(site: str, value: Any) -> Life:
+    try:
+        figures = {name: value[name] for name in ("epsilon", "two_copies")} | {"delta": float(value["delta"])}
+        exact = tuple(value["exact"])
+        whole = all(type(v) in (int, float) and 0 <= v < 1e6 for v in figures.values()) and len(exact) <= _MOST_EXACT
+        whole = whole and all(isinstance(name, str) and 0 < len(name) <= 80 and is_plain(name) for name in exact)
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise _bad(site, "what it says of its data set's whole life is not figures and names")
+    return Life(float(figures["epsilon"]), float(figures["two_copies"]), figures["delta"], exact)
 
 
 def _is_count(value: object) -> bool:

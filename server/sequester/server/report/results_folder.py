@@ -19,7 +19,7 @@ from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.release import Documents
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study, study_json
-from sequester.server.report import prs_rs, receipts
+from sequester.server.report import bounds, prs_rs, receipts
 from sequester.server.report.certificate import certificate, padding_limits
 from sequester.server.report.page import render
 from sequester.server.report.scoring_file import scoring_file
@@ -34,6 +34,7 @@ def write(
     study_document: bytes,
     release_documents: Documents,
     *,
+    audit: bytes | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """The paths written, in order; files that are there already with the same bytes count as written.
@@ -61,7 +62,8 @@ def write(
             code=RefusalCode.BUDGET,
         )
     known = {site: receipts.read(study, digest, site, body) for site, body in bodies.items()}
-    statement = certificate(study, digest, results, known, standing)
+    own = None if audit is None else bounds.read(study, digest, audit)
+    statement = certificate(study, digest, results, known, standing, own)
     files = {
         "results.json": results_json,
         "report.html": render(study, digest, results, known, statement),
@@ -71,6 +73,7 @@ def write(
         **scoring_files(study, digest, results),
         **{f"receipts/{site}.json": data for site, data in sorted(receipt_documents.items())},
         **({"release.json": _json(release_documents.json())} if standing.words else {}),
+        **({"audit.json": audit} if audit is not None else {}),
     }  # fmt: skip
     paths = {folder / name: data for name, data in files.items()}
     if not overwrite:
