@@ -23,7 +23,7 @@ from typing import Any
 from bench import page, peer
 from bench.frame import Bench, load, machine, sentence
 
-GROUPS = {"secagg": 600, "noise": 120, "training": 240, "genomes": 400, "rounds": 600, "growth": 400}
+GROUPS = {"secagg": 900, "noise": 120, "training": 240, "genomes": 400, "rounds": 900, "growth": 400}
 QUICK_S = 170
 AGREES = 0.25
 

@@ -27,7 +27,7 @@ from loopback import Loopback, enrolled
 from sequester.client.config import Home
 from sequester.simulate.hospitals import Hospital, hospitals
 
-STARTS_S, ENDS_S = 1.5, 420
+STARTS_S, ENDS_S = 1.5, 240
 
 
 def exchange(root: Path, names: list[str], digest: str, out: Path) -> None:
