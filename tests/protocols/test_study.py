@@ -243,3 +243,12 @@ def test_a_mangled_study_is_refused_or_is_another_study_that_reads_back(changes:
 def test_text_and_bytes_of_any_kind_end_as_a_study_error(given_: str | bytes) -> None:
     with pytest.raises(StudyError):
         read_study(given_) if isinstance(given_, str) else parse_study(given_)
+
+
+def test_a_changed_copy_of_a_study_has_its_own_features_and_digest() -> None:
+    whole = study()
+    features, digest = whole.features(), privacy.study_digest(whole)
+    assert whole.features() is features  # kept: thousands of variants are walked once
+    fewer = whole.model_copy(update={"variants": whole.variants[:1], "lineage": "another"})
+    assert len(fewer.features()) < len(features) and privacy.study_digest(fewer) != digest
+    assert whole.features() == features and privacy.study_digest(whole) == digest

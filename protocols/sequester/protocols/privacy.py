@@ -24,7 +24,7 @@ from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, Stu
 from sequester.protocols.quantise import Codec
 from sequester.protocols.session import SessionParams, Task
 from sequester.protocols.signing import canonical, sha256
-from sequester.protocols.study import Study, study_json
+from sequester.protocols.study import Study, remembered, study_json
 
 CLIP_SLACK = 1e-5
 PADDING = 1024
@@ -32,6 +32,7 @@ PADDING_POOLED = 8192
 SIGMA_INT_MIN, SIGMA_INT_MAX = 100, 2**24
 
 
+@remembered
 def study_digest(study: Study) -> str:
     """SHA-256 of the study's canonical bytes, hex."""
     return sha256(canonical(study_json(study)))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -30,6 +32,28 @@ from sequester.protocols.faults import CONDITION as CONDITION
 from sequester.protocols.faults import INSTANT, faults
 from sequester.protocols.profiles import expanded
 from sequester.protocols.signing import canonical
+
+Value = TypeVar("Value")
+
+
+def remembered(make: Callable[[Study], Value]) -> Callable[[Study], Value]:
+    """`make`, whose answers are kept for the last few studies, each by its identity: a study never changes.
+
+    With thousands of variants features and digest take a tenth of a second, and every round asks for them several times.
+    """
+    kept: deque[tuple[Study, Value]] = deque(maxlen=8)
+
+    @wraps(make)
+    def found(study: Study) -> Value:
+        for of, value in tuple(kept):
+            if of is study:
+                return value
+        value = make(study)
+        kept.append((study, value))
+        return value
+
+    return found
+
 
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SiteId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{1,31}$")]
@@ -201,6 +225,7 @@ class Study(Strict):
         """The plan of that name; `KeyError` where there is none."""
         return {plan.name: plan for plan in self.analyses}[name]
 
+    @remembered
     def features(self) -> tuple[Feature, ...]:
         """The columns of the design matrix, in order: scores, covariates (categories as indicators), variants."""
         rows = list(self.table_features())
@@ -209,6 +234,7 @@ class Study(Strict):
             rows.append(Feature(v.id, "variant", v.id, 2 * f, max(2 * f * (1 - f), 1e-4) ** 0.5))
         return tuple(rows)
 
+    @remembered
     def table_features(self) -> tuple[Feature, ...]:
         """Those of the table alone: scores and covariates. A scan lists many variants and needs none of them here."""
         rows: list[Feature] = [Feature(s.name, "score", s.name, float(s.mean), float(s.sd)) for s in self.scores]
