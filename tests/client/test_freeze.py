@@ -17,6 +17,7 @@ from sequester.client.config import Home
 from sequester.client.ingest import freeze as ingest
 from sequester.protocols.errors import SiteError
 from sequester.protocols.study import Study
+from sequester.simulate.plink import Line, write_bed
 from small_hospital import N, hospital, study
 
 
@@ -127,6 +128,27 @@ def test_an_excluded_patient_leaves_at_the_next_freeze_and_conditions_are_counte
     account = ingest.freeze(home, home.config(), of, "cd" * 32)
     assert account.counts["excluded"] == 2 and account.counts["not_age >= 30"] == 20
     assert account.patients == N - 2 - 20
+
+
+def test_a_variant_that_the_files_lack_is_missing_for_everybody_and_too_many_of_them_are_not_ready(
+    tmp_path: Path,
+) -> None:
+    listed = study().model_dump(mode="json")["variants"]
+    lacking = [{**listed[0], "id": f"rs9{j}", "position": 900_000 + j} for j in range(2)]
+    more = [{**listed[0], "id": f"rs8{j}", "position": 1000 + j} for j in range(1, 6)]
+    home = hospital(tmp_path)
+    files = tmp_path / "wide"
+    counts = np.random.default_rng(2).integers(0, 3, (N, 7)).astype(np.int8)
+    lines = [Line("1", f"v{j}", 1000 + j, "A", "G") for j in range(6)] + [Line("22", "b", 2000, "C", "T")]
+    write_bed(files, [f"p{i:03d}" for i in range(N)], lines, counts)
+    home.site_toml.write_text(home.site_toml.read_text("utf-8").replace(str(tmp_path / "g"), str(files)), "utf-8")
+    folder = home.dataset("main") / "cohorts" / ("cd" * 32)
+    account = ingest.freeze(home, home.config(), study(variants=[*listed, *more, lacking[0]]), "cd" * 32)
+    assert account.ready and account.variants["absent"] == 1
+    stored = np.load(folder / "dosage.npy")
+    assert (stored[:, -1] < 0).all() and (stored[:, :-1] >= 0).all()  # never 0 copies
+    account = ingest.freeze(home, home.config(), study(variants=[*listed, *lacking]), "cd" * 32)
+    assert not account.ready and "2 of 4 variants are not in the files" in account.sentences[0]
 
 
 def test_families_are_held_out_and_folded_whole_and_whoever_has_none_is_one(tmp_path: Path) -> None:
