@@ -185,7 +185,7 @@ class Loopback:
         return found
 
 
-def enrolled(root: Path, hospitals: dict[str, Path], policy: str = "") -> Loopback:
+def enrolled(root: Path, hospitals: dict[str, Path], policy: str = "", build: str = "GRCh38") -> Loopback:
     """A founded consortium whose hospitals are enrolled and have pinned each other; `hospitals` maps name to data folder."""
     founded = consortium.founded(root / "server")
     homes = {}
@@ -195,7 +195,7 @@ def enrolled(root: Path, hospitals: dict[str, Path], policy: str = "") -> Loopba
             home.root.mkdir(parents=True)
             genotypes = f'genotypes = "{data / "genotypes"}"\n' if (data / "genotypes.bed").exists() else ""
             home.site_toml.write_text(
-                f'[site]\nid = "{name}"\n[data]\n{genotypes}phenotypes = "{data / "phenotypes.csv"}"\nbuild = "GRCh38"\n'
+                f'[site]\nid = "{name}"\n[data]\n{genotypes}phenotypes = "{data / "phenotypes.csv"}"\nbuild = "{build}"\n'
                 f"[policy]\n{policy}\n",
                 "utf-8",
             )

@@ -34,7 +34,10 @@ def safety(cohorts: list[StoredCohort], w: Any, b: float) -> dict[str, float]:
     blocks = [block for c in cohorts for block in c.blocks("all")]
     dose = np.concatenate([(3 * block.y + 5.5) ** 2 for block in blocks])
     fitted = np.concatenate([np.maximum(3 * (block.x @ w + b) + 5.5, 0) ** 2 for block in blocks])
-    return {
+    within = np.abs(fitted - dose) <= 0.2 * dose
+    low, high = dose <= 21, dose >= 49
+    by_dose = zip(("low", "middle", "high"), (low, ~low & ~high, high), strict=True)
+    return {name: float(within[rows].mean()) for name, rows in by_dose} | {
         "mae": float(np.abs(fitted - dose).mean()),
         "within": float((np.abs(fitted - dose) <= 0.2 * dose).mean()),
         "over": float((fitted > 1.2 * dose).mean()),
@@ -53,15 +56,21 @@ def test_doses_of_a_private_model_are_as_safe_as_those_of_one_without(hospitals:
         study = privacy.calibrate(Study.model_validate(warfarin.fields(privacy=asked, sites=SITES)))
         state = gate_loop.run(study, hospitals)["dose"].state
         table[epsilon] = safety(hospitals, state["w"], float(state["b"][0]))
-    print("\nepsilon   MAE mg/week   within 20 %   over   under")
+    print("\nepsilon   MAE mg/week   within 20 %   over   under   within by dose: <=21, between, >=49 mg/week")
     for name, row in table.items():
-        print(f"{name:>7}   {row['mae']:11.2f}   {row['within']:11.3f}   {row['over']:.3f}   {row['under']:.3f}")
+        by_dose = "   ".join(f"{row[group]:.3f}" for group in ("low", "middle", "high"))
+        print(
+            f"{name:>7}   {row['mae']:11.2f}   {row['within']:11.3f}   {row['over']:.3f}   {row['under']:.3f}   {by_dose}"
+        )
     none = table["none"]
     for epsilon, more in (("8", 0.2), ("3", 0.3), ("1", 0.6)):
         assert table[epsilon]["mae"] < none["mae"] + more
     for epsilon, more in (("8", 0.02), ("3", 0.03), ("1", 0.05)):
         assert table[epsilon]["over"] < none["over"] + more and table[epsilon]["under"] < none["under"] + more
     assert table["1"]["mae"] < table["35 mg"]["mae"]  # and the genotype still helps
+    for epsilon in ORDERS:  # in each third of the doses too; the ends lose most, 5 of 100 at epsilon 1
+        assert all(table[epsilon][group] > none[group] - 0.1 for group in ("low", "middle", "high"))
+        assert all(table[epsilon][group] > 0.2 for group in ("low", "high"))  # nobody there by a fixed dose
 
 
 def test_the_evaluation_opens_the_same_shares(hospitals: list[StoredCohort], tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
-"""All kinds of analysis in one study, between a real exchange and real gates: the same results as the plain loop."""
+"""All kinds of analysis in one study, between a real exchange and real gates: what the plain loop and other programs say.
+
+The exact studies are those of `deploy/examples/hapmap` with fewer variants; whole, and through all processes, they are run by
+`test_real_studies.py`.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +15,12 @@ import pytest
 
 import loopback
 import plain_loop
+import real_studies
 from loopback import Loopback, enrolled
 from sequester.client.compute.cohort import StoredCohort
+from sequester.one_machine.consortium import Site
+from sequester.protocols.analyses.registry import ANALYSES
+from sequester.protocols.study import study_json
 from sequester.simulate.hospitals import Hospital, hospitals
 
 pytestmark = pytest.mark.system
@@ -20,12 +30,10 @@ SITES = (
     Hospital("lake", (300, 700, 100), 1.0, 0.9, 0.01, "swapped"),
     Hospital("metro", (550, 500, 150), 2.0, 0.9, 0.01, "flipped"),
 )
-POLICY = """
-exact = ["counts", "quality", "structure", "glm", "association", "burden", "penalised", "evaluation", "calibration",
-         "reclassification", "prs"]
+POLICY = f"""
+exact = {json.dumps(sorted(set(ANALYSES) - {"training"}))}
 exact_iterative = true
-analyses = ["counts", "quality", "structure", "glm", "association", "burden", "penalised", "evaluation", "calibration",
-            "reclassification", "prs"]
+analyses = {json.dumps(sorted(ANALYSES))}
 allow_unisolated = true
 """
 
@@ -40,13 +48,13 @@ def alps(tmp_path: Path, simulated: Any) -> Loopback:
     return enrolled(tmp_path, {site.name: simulated.site(site.name) for site in SITES}, POLICY)
 
 
-def fields(simulated: Any, plans: list[dict[str, Any]], **changed: Any) -> dict[str, Any]:
+def fields(simulated: Any, plans: list[dict[str, Any]]) -> dict[str, Any]:
     part = dict(simulated.study)
     del part["prevalence"]
     cohort = {"subgroup": part.pop("subgroup"), "subgroup_values": part.pop("subgroup_values")}
     return {
         **part, "cohort": cohort, "analyses": plans, "privacy": {"epsilon": "3", "delta": "0.000001", "order": "8.9"},
-        "aggregation": {"mode": "strict", "round_deadline_s": 30}, **changed,
+        "aggregation": {"mode": "strict", "round_deadline_s": 30},
     }  # fmt: skip
 
 
@@ -58,8 +66,8 @@ def numbers(value: Any, path: str = "") -> dict[str, float]:
     return {path: float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else {}
 
 
-def through_real_rounds(alps: Loopback, asked: dict[str, Any]) -> tuple[Any, dict[str, Any], list[StoredCohort]]:
-    """The study, its results.json, and the cohorts that the hospitals froze."""
+def through_real_rounds(alps: Loopback, asked: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Path]]:
+    """The study, its results.json, and the cohorts that the hospitals froze, by hospital."""
     found: list[Any] = []
 
     async def main() -> None:
@@ -70,46 +78,37 @@ def through_real_rounds(alps: Loopback, asked: dict[str, Any]) -> tuple[Any, dic
             assert set((await alps.call(digest)).values()) == {("joined", "")}
             status = await alps.ended(digest, within_s=240)
             assert status["state"] == "done", status
-            homes = [hospital.home for hospital in alps.hospitals.values()]
-            cohorts = [StoredCohort(home.dataset("main") / "cohorts" / digest, study) for home in homes]
-            found.extend([study, alps.results(digest), cohorts])
+            homes = {name: hospital.home for name, hospital in alps.hospitals.items()}
+            stores = {name: home.dataset("main") / "cohorts" / digest for name, home in homes.items()}
+            found.extend([study, alps.results(digest), stores])
 
     loopback.run(main)
     return found[0], found[1], found[2]
 
 
-def test_an_exact_study_of_every_kind_gives_what_the_plain_loop_gives(alps: Loopback, simulated: Any) -> None:
-    ids = [v["id"] for v in simulated.study["variants"]]
-    plans: list[dict[str, Any]] = [
-        {"kind": "counts", "name": "grid", "axes": [{"column": simulated.study["phenotype"]["name"]}]},
-        {"kind": "quality", "name": "passing", "split": "subgroup"},
-        {"kind": "structure", "name": "ancestry", "components": 2, "oversampling": 4, "iterations": 5},
-        {"kind": "glm", "name": "table_model", "solver": "newton", "rounds": 15, "features": "table"},
-        {"kind": "association", "name": "scan", "components": "ancestry", "follow_below": "0.05", "follow_rounds": 12},
-        {"kind": "burden", "name": "genes", "genes": [{"name": "A", "variants": ids[:4]}]},
-        {"kind": "penalised", "name": "lasso", "l1": "0.9", "fraction": "0.1", "rounds": 30},
-        {"kind": "prs", "name": "one_shot", "prevalence": "0.2"},
-        {"kind": "evaluation", "name": "held_out", "of": "lasso", "bins": 200},
-        {"kind": "calibration", "name": "right", "of": "lasso"},
-        {
-            "kind": "reclassification",
-            "name": "moved",
-            "of": "lasso",
-            "against": "table_model",
-            "thresholds": ["0.1", "0.3"],
-        },
-    ]
-    asked = fields(simulated, [{"mode": "exact", **plan} for plan in plans], aggregation={
-        "mode": "strict", "ring_bits": 64, "fraction_bits": 28, "round_deadline_s": 30,
-    })  # fmt: skip
-    study, results, cohorts = through_real_rounds(alps, asked)
-    assert results["exact"] == [plan["name"] for plan in plans]
-    plain = plain_loop.run(study, cohorts, fixed_point=True)
-    for plan in plans:
-        ours, theirs = numbers(results["analyses"][plan["name"]]["result"]), numbers(plain[plan["name"]].result)
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Site], Mapping[str, Mapping[str, Any]]]:
+    folder = tmp_path_factory.mktemp("hapmap")
+    return folder, *real_studies.prepared("hapmap", folder, "--panel", "100")
+
+
+@pytest.mark.skipif(bool(real_studies.missing("hapmap")), reason=real_studies.missing("hapmap"))
+@pytest.mark.parametrize("name", ["exact", "time"])
+def test_an_exact_study_of_every_kind_is_what_the_plain_loop_and_other_programs_say(
+    tmp_path: Path, real: Any, name: str
+) -> None:
+    _, sites, studies = real
+    valid = study_json(real_studies.study_of("hapmap", sites, studies[name]))
+    alps = enrolled(tmp_path, {site.name: site.phenotypes.parent for site in sites}, POLICY, "GRCh37")
+    study, results, stores = through_real_rounds(alps, {key: valid[key] for key in studies[name]})
+    assert results["exact"] == [plan.name for plan in study.analyses]
+    plain = plain_loop.run(study, [StoredCohort(path, study) for path in stores.values()], fixed_point=True)
+    for plan in study.analyses:
+        ours, theirs = numbers(results["analyses"][plan.name]["result"]), numbers(plain[plan.name].result)
         assert ours.keys() == theirs.keys() and ours
         for key, value in ours.items():  # integers added in the ring against float64: rounding alone
-            assert value == pytest.approx(theirs[key], rel=1e-7, abs=1e-9), (plan["name"], key)
+            assert value == pytest.approx(theirs[key], rel=1e-7, abs=1e-9), (plan.name, key)
+    real_studies.check("hapmap", name, real_studies.ran("hapmap", study, results, stores, sites, tmp_path))
 
 
 def test_a_private_study_of_every_private_kind_runs_to_its_end(alps: Loopback, simulated: Any) -> None:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+import real_studies
+from examples import of_models, run, second_opinions
+from examples.compared import Compared, absolute, lines, relative
+from examples.example import policy
+from examples.people import People
+from examples.ran import Ran
 from sequester.one_machine.consortium import edited
 from sequester.protocols import privacy
+from sequester.protocols.analyses.registry import ANALYSES
 from sequester.protocols.study import Study, read_study
 from sequester.server.cli.study import templates
 from sequester.server.forecast import forecast
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-DATA = Path(os.environ.get("SEQUESTER_DATA", str(DEPLOY.parents[1] / "shared/data")))
 
 
 def script(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -63,27 +69,46 @@ def test_the_demo_asks_for_at_most_20_features_at_epsilon_3_and_is_worth_it(monk
     assert len(demo.simulation.FOUR) == 4 and len({h.people for h in demo.simulation.FOUR}) == 4
 
 
-@pytest.mark.parametrize("name", ["warfarin", "hapmap"])
-def test_an_examples_studies_hold_together_in_both_modes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = script("examples/run.py", monkeypatch)
+@pytest.fixture
+def skeletons(tmp_path: Path) -> dict[str, tuple[Any, Path]]:
+    """What each example's `prepare.py` would hand to its studies, with a panel of sixty variants."""
+    panel = [{**row, "chromosome": "17"} for row in public_part(60)["variants"]]
+    (tmp_path / "panel.json").write_text(json.dumps(panel), "utf-8")
+    found = {}
+    for name in run.EXAMPLES:
+        fields = YAML().load((DEPLOY / "examples" / name / "study.yaml").read_text("utf-8"))
+        if name != "mice":
+            fields["variants"] = public_part(12)["variants"]
+        found[name] = (fields, tmp_path)
+    return found
+
+
+@pytest.mark.parametrize("name", list(run.EXAMPLES))
+def test_an_examples_studies_hold_together(name: str, skeletons: dict[str, tuple[Any, Path]]) -> None:
     example = run.EXAMPLES[name]
-    skeleton = YAML().load((DEPLOY / "examples" / name / "study.yaml").read_text("utf-8"))
-    skeleton.setdefault("variants", public_part(12)["variants"])
-    fields = example.studies(skeleton, 3000)
-    for mode in ("private", "exact"):
-        asked = study(example.template, fields[mode])
-        forecast(asked)  # raises what a hospital would refuse for: noise, head-room
-        assert {plan.mode for plan in asked.analyses} == {mode}
-    assert set(example.exact_policy["exact"]) == {
-        plan.kind for plan in study(example.template, fields["exact"]).analyses
+    studies = example.studies(*skeletons[name], 3000)
+    asked = {key: study(example.template, dict(fields)) for key, fields in studies.items()}
+    for valid in asked.values():
+        forecast(valid)  # raises what a hospital would refuse for: noise, head-room
+        assert len({plan.mode for plan in valid.analyses}) == 1
+    exact = {plan.kind for valid in asked.values() for plan in valid.analyses if plan.mode == "exact"}
+    assert set(policy(studies)["exact"]) == exact <= set(second_opinions.OPINIONS)
+
+
+def test_the_examples_together_run_every_kind_of_analysis(skeletons: dict[str, tuple[Any, Path]]) -> None:
+    found = {
+        plan["kind"]
+        for name, example in run.EXAMPLES.items()
+        for fields in example.studies(*skeletons[name], 3000).values()
+        for plan in fields["analyses"]
     }
+    assert found == set(ANALYSES)
 
 
-@pytest.mark.skipif(not (DATA / "iwpc_warfarin").exists(), reason="SEQUESTER_DATA has no iwpc_warfarin")
-def test_the_largest_hospitals_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = script("examples/run.py", monkeypatch)
+@pytest.mark.skipif(bool(real_studies.missing("warfarin")), reason=real_studies.missing("warfarin"))
+def test_the_largest_hospitals_are_taken(tmp_path: Path) -> None:
     prepare = [sys.executable, str(DEPLOY / "examples/warfarin/prepare.py")]
-    source = str(DATA / run.EXAMPLES["warfarin"].source)
+    source = str(real_studies.DATA / run.EXAMPLES["warfarin"].source)
     subprocess.run([*prepare, source, str(tmp_path)], check=True, capture_output=True, timeout=60)
     sites = run.largest(tmp_path, 5, "GRCh38")
     assert len(sites) == 5 and all(site.genotypes is None for site in sites)
@@ -92,19 +117,31 @@ def test_the_largest_hospitals_are_taken(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(run.patients(tmp_path / name / "phenotypes.csv") <= smallest for name in others) and len(others) == 11
 
 
-def test_the_oracles_of_the_examples_agree_with_another_way_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.linear_model import LinearRegression, LogisticRegression
+def test_another_optimiser_and_the_dual_solve_find_what_other_programs_find() -> None:
+    from sklearn.linear_model import LogisticRegression, Ridge
 
-    oracles = script("examples/oracles.py", monkeypatch)
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(500, 4))
-    y = x @ [1.0, -0.5, 0.25, 0.1] + rng.normal(size=500)
-    rows = oracles.Pooled(x, y, np.arange(500) % 5)
-    line = LinearRegression().fit(x, y)
-    # two solvers of one least-squares problem: rounding only
-    assert oracles.relative_difference(oracles.least_squares(rows), np.append(line.intercept_, line.coef_)) < 1e-9
-    curve = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, y > 0)
-    found = oracles.logistic(oracles.Pooled(x, (y > 0).astype(float), rows.fold))
-    # sklearn stops at a gradient of 1e-10, weights differ by less than 1e-6 of their size
-    assert oracles.relative_difference(found, np.append(curve.intercept_, curve.coef_[0])) < 1e-6
-    assert oracles.relative_difference(np.array([1.0, -2.0]), np.array([1.0, -1.0])) == 1.0
+    copies = rng.binomial(2, 0.3, (500, 12)).astype(float)
+    of = study("risk-score", {"variants": public_part(12)["variants"], "covariates": []})
+    y = (rng.random(500) < 1 / (1 + np.exp(1 - copies[:, 0]))).astype(float)
+    none, zeros = np.zeros((500, 0)), np.zeros(500, dtype=np.int64)
+    people = People(of, none, copies, y, zeros, zeros, zeros, None)
+    ran = Ran(of, {}, {}, {}, None, Path())
+    plan = SimpleNamespace(l1="1")
+    found = of_models.other_optimum(ran, plan, people, 0.02)
+    lasso = LogisticRegression(
+        C=1 / (500 * 0.02), l1_ratio=1.0, solver="saga", tol=1e-10, max_iter=20_000, random_state=1
+    )
+    theirs = lasso.fit(people.variants, y)
+    assert np.abs(found - np.append(theirs.intercept_, theirs.coef_[0])).max() < 1e-4  # two optimisers' own tolerances
+    w, b = of_models.dual_ridge(people, 0.5)
+    ridge = Ridge(alpha=250.0).fit(people.variants, y)
+    np.testing.assert_allclose(np.append(w, b), np.append(ridge.coef_, ridge.intercept_), rtol=1e-9)
+
+
+def test_a_difference_that_is_not_a_number_or_too_large_is_outside() -> None:
+    rows = [relative("a", "numpy", "x", [1.0, 2.0], [1.0, 1.0], 0.5), Compared("a", "b", "c", float("nan"), 1.0)]
+    assert [row.is_within for row in rows] == [False, False] and "OUTSIDE" in "\n".join(lines(rows))
+    assert absolute("a", "numpy", "x", 2.0, 2.0, 0).is_within
+    with pytest.raises(ValueError, match="figures beside"):
+        absolute("a", "numpy", "x", [1.0], [1.0, 2.0], 1)
