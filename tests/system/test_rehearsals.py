@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from genome.files import needs_data
@@ -18,7 +21,7 @@ from sequester.one_machine.processes import environment, python
 from sequester.protocols.signing import open_document
 from sequester.server.cli.study import templates
 
-pytestmark = [pytest.mark.system, pytest.mark.nightly, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(7200)]
 SITES = [{"id": name, "key": f"{i:064x}"} for i, name in enumerate(("harbor", "lake", "north"), 1)]
 
 
@@ -40,7 +43,7 @@ def rehearsed(folder: Path, text: str, *words: str) -> dict[str, Any]:
         "TMPDIR": str(folder),
     }
     command = python("-m", SERVER, "study", "rehearse", str(path), "--out", str(folder / "out"), "--json", *words)
-    ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=3000, check=False)
+    ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=7000, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     said: dict[str, Any] = json.loads(ran.stdout)  # and nothing else stands on standard output
     assert said == json.loads((folder / "out" / "rehearsal.json").read_text("utf-8"))
@@ -50,6 +53,7 @@ def rehearsed(folder: Path, text: str, *words: str) -> dict[str, Any]:
     return said
 
 
+@pytest.mark.nightly
 def test_a_study_is_rehearsed_on_made_up_people_and_says_what_it_is_worth_and_costs(folder: Path) -> None:
     said = rehearsed(folder, edited(templates()["recipe-gradient"], {"sites": SITES}), "--people", "900", "--seed", "3")
     out = folder / "out"
@@ -71,6 +75,7 @@ def test_a_study_is_rehearsed_on_made_up_people_and_says_what_it_is_worth_and_co
 
 
 @needs_data
+@pytest.mark.nightly
 def test_a_rehearsal_on_both_panels_reads_the_old_build_and_finds_the_564_people_who_are_in_both(
     folder: Path,
 ) -> None:
@@ -101,3 +106,20 @@ def test_a_rehearsal_on_both_panels_reads_the_old_build_and_finds_the_564_people
     cohorts = {name: row["people_in_cohort"] for name, row in said["hospitals"].items()}
     assert 800 < cohorts["harbor"] < 957 and cohorts["lake"] > 1000 and cohorts["north"] > 380  # relatives are left out
     assert "564 people stand at more than one hospital" in (folder / "out" / "rehearsal.html").read_text("utf-8")
+
+
+def test_a_rehearsal_that_is_told_to_stop_ends_everything_and_leaves_no_folder(folder: Path) -> None:
+    path = folder / "study.yaml"
+    path.write_text(edited(templates()["risk-score"], {"sites": SITES}), "utf-8")
+    command = python("-m", SERVER, "study", "rehearse", str(path), "--out", str(folder / "out"), "--people", "150")
+    env = environment() | {"TMPDIR": str(folder)}
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    deadline = time.monotonic() + 120
+    while not (family := psutil.Process(started.pid).children(recursive=True)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert family, "it started nothing"
+    started.send_signal(signal.SIGTERM)
+    text, _ = started.communicate(timeout=120)
+    assert started.returncode == 130 and "interrupted" in text and "Traceback" not in text, text
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert {p.name for p in folder.iterdir()} == {"study.yaml"}

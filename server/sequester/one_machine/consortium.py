@@ -293,7 +293,9 @@ class Consortium:
         command = python("-m", CLIENT, "audit", "release", str(study.signed), "--json")
         return self.processes.start("coordinator-audit", "command line", command, lives_on=False)
 
-    def run_study(self, study: Published, out: Path, trial: Running | None = None) -> dict[str, Any]:
+    def run_study(
+        self, study: Published, out: Path, trial: Running | None = None, timeout_s: float = STUDY_S
+    ) -> dict[str, Any]:
         """Start the study, wait for its end, fetch what it leaves; results.json.
 
         With the coordinator's own `trial` the report tells its lower bounds on epsilon. The command draws its own progress
@@ -302,7 +304,7 @@ class Consortium:
         assert self.exchange is not None
         sys.stdout.flush()
         try:
-            self.coordinate("study", "start", study.digest, "--wait", timeout_s=STUDY_S, show=True)
+            self.coordinate("study", "start", study.digest, "--wait", timeout_s=timeout_s, show=True)
         except Failed as error:
             # the command has said its word on our terminal; what another process died of stands in its own log
             own = error.log is not None and error.log.name.startswith("coordinator-study-start")
