@@ -19,10 +19,10 @@ from sequester.protocols.analyses.registry import ANALYSES
 from sequester.protocols.errors import StudyError
 
 # Names under which a result may carry inference, and all other names that occur under noise: a name in neither fails.
-INFERENCE = {"se", "p", "low", "high", "statistic", "intercept_se", "per_unit_se", "at_risk", "i2", "q", "saddlepoint"}
+INFERENCE = {"se", "p", "low", "high", "statistic", "intercept_se", "per_unit_se", "i2", "q", "saddlepoint"}
 # fmt: off
 PLAIN = {
-    "absent", "auc", "average_precision", "axes", "band", "bands", "baseline_hazard", "bins", "brier", "c_index",
+    "absent", "at_risk", "auc", "average_precision", "axes", "band", "bands", "baseline_hazard", "bins", "brier", "c_index",
     "calibration", "call_rate", "cells", "column", "curves", "deciles", "events", "expected_calibration_error", "failed",
     "groups", "hardy_weinberg", "intercept", "intercept_raw", "interval", "kind", "level", "levels", "margins",
     "mean_absolute_error", "minor_frequency", "nagelkerke_r2", "name", "net_benefit", "net_reclassification", "new",

@@ -42,7 +42,7 @@ def test_the_folder_holds_everything_and_a_second_writing_changes_nothing(tmp_pa
     names = {str(p.relative_to(folder)) for p in paths}
     assert names == set(_files(folder)) == {
         "results.json", "report.html", "certificate.json", "prs_rs.json", "study.json", "risk_scoring_file.txt.gz",
-        "receipts/harbor.json", "receipts/lake.json", "receipts/north.json", "release.json",
+        "receipts/harbor.json", "receipts/lake.json", "receipts/north.json", "release.json", "model_card.md",
     }  # fmt: skip
     before = _files(folder)
     assert write(folder, **held) == paths and _files(folder) == before

@@ -4,59 +4,17 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 import reported
+from pages import Page, first_page, table_of
 from sequester.protocols import privacy
 from sequester.protocols.analyses.analysis import Finished
 from sequester.protocols.errors import StudyError
 from sequester.protocols.study import Study
 from sequester.server.report.page import report_html
-
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text; elements left open or closed in the wrong order are `faults`."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.faults: list[str] = []
-        self.text: dict[str, str] = {"": ""}
-        self.feed(data.decode())
-        self.close()
-        self.faults += self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {k: v or "" for k, v in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {k: v or "" for k, v in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text[""] += data
-
-    @property
-    def words(self) -> str:
-        """The text a reader sees, white space evened out."""
-        return " ".join(self.text[""].split())
-
-
-def first_page(data: bytes) -> str:
-    text = data.decode()
-    return " ".join(re.sub(r"<[^>]+>", " ", text[text.index("<section") : text.index("</section>")]).split())
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +122,8 @@ def test_a_band_of_fewer_patients_than_the_floor_prints_the_floor_only(private: 
     roc[2] = [0.0003, 0.0003]
     few["analyses"]["held_out"]["result"]["roc"] = roc
     page = report_html(study, few, reported.receipt_bodies(study), reported.standing(study)).decode()
-    row = re.search(r'<th scope="row">10</th><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>', page)
+    bands = table_of(page.encode(), "Score by outcome")
+    row = re.search(r'<th scope="row">10</th><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>', bands)
     assert row is not None and row[1] == row[2] == "&lt;10 patients"
 
 
@@ -179,25 +138,19 @@ def test_exact_analyses_stand_on_the_first_page_by_name_and_no_life_epsilon_is_s
 
 
 def test_weights_have_intervals_in_exact_mode_only(private: Any, exact: Any) -> None:
-    assert "95\u00a0% interval" in _table(exact[2], "Weights")
-    assert "interval" not in _table(private[2], "Weights")
+    assert "95\u00a0% interval" in table_of(exact[2], "Weights")
+    assert "interval" not in table_of(private[2], "Weights")
     rows = exact[1]["analyses"]["score"]["result"]["weights"]
     largest = max(rows, key=lambda row: abs(row["standardised"]))
     low = largest["standardised"] - 1.959964 * largest["se"]
-    assert f"{low:.3g} to".replace("-", "−") in _table(exact[2], "Weights")
+    assert f"{low:.3g} to".replace("-", "−") in table_of(exact[2], "Weights")
     # a standard error under noise is not honest before its coverage is verified: it is not believed
     study, results, _ = private
     noisy = deepcopy(results)
     for row in noisy["analyses"]["score"]["result"]["weights"]:
         row["se"] = 0.0123456
     page = report_html(study, noisy, reported.receipt_bodies(study), reported.standing(study))
-    assert "interval" not in _table(page, "Weights")
-
-
-def _table(data: bytes, caption: str) -> str:
-    found = re.search(rf"<caption>{caption}</caption>(.*?)</table>", data.decode(), flags=re.DOTALL)
-    assert found is not None
-    return found[1]
+    assert "interval" not in table_of(page, "Weights")
 
 
 def test_every_hospital_has_its_receipt_and_a_missing_one_is_said(private: Any) -> None:
@@ -205,12 +158,14 @@ def test_every_hospital_has_its_receipt_and_a_missing_one_is_said(private: Any) 
     bodies = reported.receipt_bodies(study)
     page = data.decode()
     for site, body in bodies.items():
-        assert f'<th scope="row">{site}</th>' in _table(data, "Charges by hospital")
-        assert body["ledger"]["head"] in page and str(body["ledger"]["counter"]) in _table(data, "Charges by hospital")
+        assert f'<th scope="row">{site}</th>' in table_of(data, "Charges by hospital")
+        assert body["ledger"]["head"] in page and str(body["ledger"]["counter"]) in table_of(
+            data, "Charges by hospital"
+        )
     del bodies["lake"]
     page_without = report_html(study, results, bodies, reported.standing(study))
     assert "Receipts missing" in first_page(page_without) and "lake" in first_page(page_without)
-    assert "no receipt" in _table(page_without, "Charges by hospital")
+    assert "no receipt" in table_of(page_without, "Charges by hospital")
 
 
 def test_a_hospital_without_isolation_is_named_on_the_first_page(private: Any) -> None:
@@ -239,7 +194,7 @@ def test_no_hospital_is_spoken_of_but_for_bytes_charges_its_ledger_and_its_verdi
         "Bytes that left each hospital",
         "Release gate: each hospital&#39;s own installation, tried",
     )
-    allowed = "".join(_table(data, caption) for caption in tables)
+    allowed = "".join(table_of(data, caption) for caption in tables)
     text = data.decode()
     for site in study.site_ids:
         receipt = re.search(rf'<div class="receipt"><strong>{site}</strong>.*?</div>', text, flags=re.DOTALL)
@@ -282,7 +237,7 @@ def test_a_grid_of_counts_is_printed_with_its_floor_and_its_noise() -> None:
     page = _with(
         study, promise, "grid", {"axes": axes, "cells": cells, "margins": [], "people": "<10", "noise_sd": 3.21}
     )
-    table = _table(page, "People in each cell")
+    table = table_of(page, "People in each cell")
     assert "1,234" in table and "&lt;10" in table and "ancestry" in table
     assert "standard deviation 3.21" in Page(page).words
     assert "evaluated no model" in first_page(page)
@@ -296,7 +251,7 @@ def test_a_weight_that_was_not_estimated_says_why_and_has_no_interval(exact: Any
         row.pop(key)
     row["not_estimated"] = "constant"
     page = _with(study, results, "score", changed)
-    cells = re.search(rf'<th scope="row">{row["name"]}</th>(.*?)</tr>', _table(page, "Weights"))
+    cells = re.search(rf'<th scope="row">{row["name"]}</th>(.*?)</tr>', table_of(page, "Weights"))
     assert cells is not None and "not estimated: constant" in cells[1] and " to " not in cells[1]
 
 
@@ -304,9 +259,9 @@ def test_counts_of_an_exact_fit_below_the_floor_are_withheld_and_cannot_be_subtr
     study, results, _ = exact
     found = deepcopy(results["analyses"]["score"]["result"])
     few = _with(study, results, "score", found | {"n": 5555, "cases": 7})
-    assert "5,555" in _table(few, "Further measures") and "&lt;10" in _table(few, "Further measures")
+    assert "5,555" in table_of(few, "Further measures") and "&lt;10" in table_of(few, "Further measures")
     few = _with(study, results, "score", found | {"n": 5555, "cases": 5550})
-    assert not re.search("5,?55", _table(few, "Further measures"))
+    assert not re.search("5,?55", table_of(few, "Further measures"))
 
 
 def test_results_of_another_study_are_refused(private: Any) -> None:
@@ -348,7 +303,7 @@ def test_groups_of_a_time_or_a_quantity_have_their_own_measure(
     result = {measure: 0.7, "root_mean_squared_error": 0.9, "groups": groups}
     blank = reported.results(study, {"fit": Finished({}, {}), "held_out": Finished(result, {})})
     page = _with(study, blank, "held_out", result)
-    table = _table(page, title)
+    table = table_of(page, title)
     assert "0.613" in table and "withheld: &lt;10" in table and Page(page).faults == []
 
 
@@ -366,7 +321,7 @@ def test_every_kind_of_analysis_has_words_and_a_place_on_the_page() -> None:
     ]  # fmt: skip
     result = {"weights": rows, "intercept": 0.0, "intercept_raw": 0.0, "concordance": 0.7123}
     page = _with(study, reported.results(study, {"time_model": Finished({}, {})}), "time_model", result)
-    assert "Hazard ratio per unit" in _table(page, "Weights") and "1.65" in _table(page, "Weights")
+    assert "Hazard ratio per unit" in table_of(page, "Weights") and "1.65" in table_of(page, "Weights")
     assert "0.7123" in page.decode() and Page(page).faults == []
     page = _with(
         study, reported.results(study, {"time_model": Finished({}, {})}), "time_model", {"steps": [1], "x": 2.5}

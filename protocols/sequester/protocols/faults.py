@@ -58,6 +58,7 @@ def _words(study: Study) -> Iterator[str]:
     single = [("question", study.question), ("contact", study.contact), ("consortium", study.consortium)]
     single += [("lineage", study.lineage), *((f"title.{k}", v) for k, v in study.title.items())]
     single += [("a reference", r.reference) for r in (*study.ethics, *study.agreement)]
+    single += [("licence", study.licence)] if study.licence is not None else []
     single += [("a condition", c) for c in study.cohort.where]
     for column in (study.phenotype, *study.covariates):
         single += [(f"column {column.name}", v) for v in (column.unit, *column.values)]

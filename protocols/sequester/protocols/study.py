@@ -166,7 +166,10 @@ class StudySite(Strict):
 
 
 class Study(Strict):
-    """One study. Two studies with the same canonical bytes are the same study; a changed byte is a new one."""
+    """One study. Two studies with the same canonical bytes are the same study; a changed byte is a new one.
+
+    `licence` is under which the released model may be used; it goes into the scoring file and the model card.
+    """
 
     format: Literal[1] = 1
     consortium: str
@@ -180,6 +183,7 @@ class Study(Strict):
     ethics: tuple[Reference, ...]
     agreement: tuple[Reference, ...]
     contact: str
+    licence: str | None = Field(default=None, exclude_if=lambda licence: licence is None)
     retention_days: int = Field(gt=0, le=10**9)
     publication_floor: int = Field(default=10, ge=5, le=10**9)
     genome_build: Literal["NCBI36", "GRCh37", "GRCh38"] = "GRCh38"

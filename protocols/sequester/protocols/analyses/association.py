@@ -294,7 +294,7 @@ def _result(plan: AssociationPlan, study: Study, state: State) -> Result:
     chi2 = z[tested] ** 2
     result: Result = {
         "people": int(round(n)),
-        "null_converged": bool(state["converged"][0]),
+        "null_converged": null_model.is_linear(study) or bool(state["converged"][0]),
         "lambda": float(np.median(chi2)) / MEDIAN_CHI2 if len(chi2) else None,
         "tested": int(tested.sum()),
     }

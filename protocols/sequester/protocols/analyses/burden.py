@@ -216,7 +216,11 @@ def _finished(plan: BurdenPlan, study: Study, state: State) -> Finished:
             row |= {"carriers": int(round(carriers))} | found
         rows.append(row)
         at, pair = at + m, pairs.stop
-    result: Result = {"people": int(round(n)), "null_converged": bool(state["converged"][0]), "genes": rows}
+    result: Result = {
+        "people": int(round(n)),
+        "null_converged": null_model.is_linear(study) or bool(state["converged"][0]),
+        "genes": rows,
+    }
     if not linear:
         result["cases"] = int(round(cases))
     return Finished(result, {})

@@ -141,8 +141,9 @@ def _groups(plan: SurvivalPlan, study: Study) -> tuple[str, ...]:
 def curve(cells: Vector, width: float, floor: int, noise: float = 0.0) -> Result:
     """Kaplan-Meier of (bins, 2) patients leaving without and with the event, at the ends of the bins.
 
-    Points are printed where at least the floor of events lies between them, and while the floor is at risk. Intervals
-    (log minus log, 95 %) only without noise: with it none was verified.
+    Points are printed where at least the floor of events lies between them, and while the floor is at risk; `at_risk` are
+    the patients followed into the last interval before the point. Intervals (log minus log, 95 %) only without noise: with
+    it none was verified.
     """
     cells = np.maximum(cells, 0.0) if noise else np.rint(cells)
     at_risk = cells[::-1].sum(axis=1).cumsum()[::-1]
@@ -159,13 +160,12 @@ def curve(cells: Vector, width: float, floor: int, noise: float = 0.0) -> Result
         if waiting < floor:
             continue
         waiting = 0.0
-        point = {"time": (b + 1) * width, "survival": max(survival, 0.0)}
+        point = {"time": (b + 1) * width, "survival": max(survival, 0.0), "at_risk": float(np.rint(risk))}
         if not noise and 0 < survival < 1:
             from scipy.special import ndtri  # heavy: loaded where it is used
 
             half = float(ndtri(0.975)) * np.sqrt(greenwood) / abs(np.log(survival))
             point |= {"low": float(survival ** np.exp(half)), "high": float(survival ** np.exp(-half))}
-            point["at_risk"] = float(risk)
         points.append(point)
     return {"points": points}
 

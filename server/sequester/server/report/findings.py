@@ -28,6 +28,7 @@ from sequester.server.report.pieces import (
 )
 
 BANDS = 10
+GENOME_WIDE = 5e-8  # the usual limit of a scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,12 @@ def interval(auc: Result) -> str:
 
 
 def headline(study: Study, analyses: Mapping[str, Result]) -> Headline:
-    """The verdict on the first evaluation, its figures, and what a reader must know about them."""
+    """The verdict on the first evaluation, else on the first scan; its figures, and what a reader must know about them."""
     name = next((p.name for p in study.analyses if p.kind == "evaluation" and p.name in analyses), None)
     if name is None:
+        scan = next((p.name for p in study.analyses if p.kind == "association" and p.name in analyses), None)
+        if scan is not None and "table" in analyses[scan]["result"]:
+            return _scan_headline(analyses[scan]["result"])
         return Headline("The study ran its analyses and evaluated no model on other patients.")
     result: Result = analyses[name]["result"]
     on = prs_rs.part_words(study, name)
@@ -60,9 +64,38 @@ def headline(study: Study, analyses: Mapping[str, Result]) -> Headline:
         return Headline(f"Too few patients to say how good the model is: the count is {result['suppressed']}.")
     if "auc" in result:
         return _discrimination_headline(result, on)
+    if "c_index" in result:
+        return _time_headline(result, on)
     if "mean_absolute_error" in result:
         return _error_headline(result, on)
     return Headline(f"The study evaluated its model on {on}; the measures are below.")
+
+
+def _scan_headline(result: Result) -> Headline:
+    p = [p for p, error in zip(result["table"]["p"], result["table"]["error"], strict=True) if not error]
+    hits, inflation = sum(1 for value in p if value < GENOME_WIDE), result.get("lambda")
+    said = f"{hits:,} of {len(p):,} variants" if hits else f"None of {len(p):,} variants"
+    tiles = [
+        Tile("Variants below 5\u00a0×\u00a010⁻⁸", f"{hits:,}", f"of {len(p):,} tested in {result['people']:,} people")
+    ]
+    if inflation is not None:
+        tiles.append(Tile("Lambda", f"{inflation:.3f}", "1 by chance; confounding makes it larger"))
+    return Headline(f"{said} went with the outcome below the limit of a genome-wide scan.", tuple(tiles))
+
+
+def _time_headline(result: Result, on: str) -> Headline:
+    index = float(result["c_index"])
+    said = f"Of 100 pairs of patients, the model scores the one with the earlier event higher in {100 * index:.0f}; chance would "
+    tiles = [Tile("C-index", f"{index:.3f}", "no interval: none with verified coverage")]
+    warnings: tuple[str, ...] = ()
+    shown = {name: float(group["c_index"]) for name, group in result.get("groups", {}).items() if "c_index" in group}
+    if len(shown) >= 2:
+        worst, best = min(shown, key=lambda g: shown[g]), max(shown, key=lambda g: shown[g])
+        words = f"{worst} {shown[worst]:.3f}, {best} {shown[best]:.3f}; without intervals, so chance may explain it"
+        tiles.append(Tile("Equity gap in C-index", f"{shown[best] - shown[worst]:.3f}", words))
+    elif not result.get("groups"):
+        warnings = ("No equity gap: the study names no groups to compare.",)
+    return Headline(f"{said}be 50. Measured on {on}.", tuple(tiles), warnings)
 
 
 def _discrimination_headline(result: Result, on: str) -> Headline:
@@ -120,6 +153,8 @@ def equity_gap(groups: Mapping[str, Result]) -> tuple[float | None, str]:
     if "low" in shown[best] and "high" in shown[worst]:
         apart = shown[best]["low"] > shown[worst]["high"]
         words += "; their intervals do not meet" if apart else "; their intervals overlap"
+    else:
+        words += "; without intervals, so chance may explain it"
     return float(gap), words
 
 
@@ -138,11 +173,22 @@ def evaluation(study: Study, name: str, result: Result) -> Part:
         pairs.append(_roc(name, result))
     if result.get("calibration"):
         pairs.append(_calibration(study, name, result["calibration"]))
+    if result.get("deciles"):
+        pairs.append(_tenths(name, result))
     if result.get("roc"):
         pairs.append(_histogram(study, name, result))
+    if result.get("bands"):
+        pairs.append((None, _bands(study, result["bands"])))
     if "mean_absolute_error" in result:
         pairs.append((None, _errors(study, name, result)))
-    shown = {"auc", "unit", "mean_absolute_error", "root_mean_squared_error", *TWENTY_PERCENT}
+    shown = {
+        "auc",
+        "unit",
+        "mean_absolute_error",
+        "root_mean_squared_error",
+        "top_against_bottom_odds",
+        *TWENTY_PERCENT,
+    }
     rest = scalars(result, skip=shown)
     if rest is not None:
         pairs.append((None, rest))
@@ -204,6 +250,34 @@ def _calibration_caption(points: Sequence[Sequence[float]]) -> str:
         elif observed < predicted / 1.5:
             said += " Predicted risk spreads wider than observed: high scores promise too much."
     return said
+
+
+def _tenths(name: str, result: Result) -> tuple[Figure, Table]:
+    shares: Sequence[float] = result["deciles"]
+    overall = sum(shares) / len(shares)
+    rows = tuple(
+        (str(k + 1), percent(share, 1), f"{share / overall:.2f}" if overall else "—") for k, share in enumerate(shares)
+    )
+    note = "A tenth of the patients each, by score."
+    if "top_against_bottom_odds" in result:
+        note += f" Odds of the highest tenth over those of the lowest: {digits(result['top_against_bottom_odds'], 3)}."
+    table = Table("Cases by tenth of the score", ("Tenth", "Cases", "Against everybody"), rows, note)
+    return Figure(
+        plots.tenths(name, shares, overall), "Share of cases in each tenth; the dashed line is everybody."
+    ), table
+
+
+def _bands(study: Study, bands: Sequence[Result]) -> Table:
+    keys = ("within_20_percent", "under", "over")
+    rows = tuple(
+        (str(row["band"]), *(percent(row[key], 1) for key in keys))
+        if keys[0] in row
+        else (str(row["band"]), withheld(row), "", "")
+        for row in bands
+    )
+    unit = f" ({study.phenotype.unit})" if study.phenotype.unit else ""
+    head = (f"Actual value{unit}", "Within 20\u00a0%", "Too low", "Too high")
+    return Table("Predictions by the actual value", head, rows, "Too low and too high: by more than 20\u00a0% of it.")
 
 
 def _histogram(study: Study, name: str, result: Result) -> tuple[Figure | None, Table | None]:

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 
 from sequester.protocols.study import Feature, Study
 from sequester.server.report import plots, prs_rs
-from sequester.server.report.pieces import Figure, Part, Result, Table, digits, listed, scalars, sentence, withheld
+from sequester.server.report.pieces import (
+    Figure,
+    Part,
+    Result,
+    Table,
+    digits,
+    listed,
+    p_value,
+    scalars,
+    sentence,
+    withheld,
+)
 
 MOST_WEIGHTS = 50
 MOST_DOTS = 30
@@ -67,7 +78,7 @@ def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, ho
     for row in rows[:MOST_WEIGHTS]:
         cells = [row["name"], _per(row, features.get(row["name"])), digits(row["standardised"])]
         if honest and "low" in row:
-            cells += [f"{digits(row['low'], 3)} to {digits(row['high'], 3)}", _p(row["p"])]
+            cells += [f"{digits(row['low'], 3)} to {digits(row['high'], 3)}", p_value(row["p"])]
         elif honest:
             cells += [f"not estimated: {row.get('not_estimated', 'no reason given')}", "—"]
         cells.append(digits(row["per_unit"]))
@@ -75,6 +86,8 @@ def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, ho
             cells.append(_ratio(row["per_unit"]))
         body.append(tuple(cells))
     note = f"Intercept {digits(result['intercept_raw'])} on raw features, {digits(result['intercept'])} on standardised ones."
+    if getattr(plan, "model", "").startswith("cox"):
+        note = "A Cox model has no intercept."
     if any(row["kind"] == "variant" for row in rows):
         note += " Variants: per copy of the effect allele; alleles are in the scoring file."
     if len(rows) > MOST_WEIGHTS:
@@ -100,12 +113,6 @@ def _counted(study: Study, result: Result) -> dict[str, object]:
 def _ratio(weight: float) -> str:
     ratio = math.exp(min(weight, 700.0))
     return f"{ratio:.2f}" if 0.1 <= ratio < 100 else digits(ratio, 3)
-
-
-def _p(p: float) -> str:
-    if p == 0:
-        return "<1e−300"
-    return f"{p:.2g}".replace("-", "−") if p < 0.001 else f"{p:.3f}"
 
 
 def _per(row: Result, feature: Feature | None) -> str:

@@ -8,7 +8,8 @@ except bytes, charges and ledger counters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ from sequester.protocols.errors import StudyError
 from sequester.protocols.release import Release
 from sequester.protocols.signing import spoken
 from sequester.protocols.study import Study
-from sequester.server.report import findings, models, prs_rs
+from sequester.server.report import findings, models, outcomes, prs_rs, scans
 from sequester.server.report.certificate import certificate
 from sequester.server.report.findings import Headline
-from sequester.server.report.pieces import Part, Table, Tile, digits, percent, sentence
+from sequester.server.report.pieces import Part, Result, Table, Tile, digits, percent, sentence
 from sequester.server.report.receipts import Receipt, read
 
 if TYPE_CHECKING:
@@ -93,18 +94,34 @@ def _text(name: str) -> str:
     return (files("sequester.server") / "report" / name).read_text("utf-8")
 
 
+# What an analysis is called on the page, and what shows it.
+PARTS: dict[str, tuple[str, Callable[[Study, str, Result], Part]]] = {
+    "evaluation": ("How well it predicts", findings.evaluation),
+    "association": ("Scan of variants", scans.association),
+    "burden": ("Tests of genes", scans.burden),
+    "calibration": ("Whether risks are right", outcomes.calibration),
+    "reclassification": ("What changes for patients", outcomes.reclassification),
+    "heterogeneity": ("Differences between hospitals", outcomes.heterogeneity),
+    "counts": ("Patients in each cell", models.other),
+    "quality": ("Quality of genotypes", models.other),
+    "structure": ("Components of ancestry", models.other),
+}
+
+
 def _parts(study: Study, analyses: Mapping[str, Any]) -> list[Part]:
     parts = []
     for plan in study.analyses:
         if plan.name not in analyses:
             continue
         result = analyses[plan.name]["result"]
-        if plan.kind == "evaluation":
-            parts.append(findings.evaluation(study, plan.name, result))
-        elif "weights" in result:
-            parts.append(models.model(study, plan.name, plan.mode, result))
+        if "weights" in result:
+            title, part = "Model", models.model(study, plan.name, plan.mode, result)
+        elif "curves" in result:
+            title, part = "Survival curves", outcomes.survival(study, plan.name, result)
         else:
-            parts.append(models.other(study, plan.name, result))
+            title, of = PARTS.get(plan.kind, (sentence(plan.kind).rstrip("."), models.other))
+            part = of(study, plan.name, result)
+        parts.append(replace(part, title=f"{title}: {plan.name}"))
     return parts
 
 

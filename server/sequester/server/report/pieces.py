@@ -59,6 +59,13 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
+def p_value(p: float) -> str:
+    """`0.031`, two digits where it is small, `<1e−300` where it cannot be told from 0."""
+    if p < 1e-300:
+        return "<1e−300"
+    return f"{p:.2g}".replace("-", "−") if p < 0.001 else f"{p:.3f}"
+
+
 def percent(share: float, decimals: int = 0) -> str:
     """`74 %`, the space not broken."""
     return f"{100 * share:.{decimals}f}\u00a0%".replace("-", "−")
@@ -70,14 +77,19 @@ def withheld(group: Result) -> str:
     return "withheld: else a smaller group could be solved for" if reason == "complement" else f"withheld: {reason}"
 
 
-_LABELS = {"n": "people", "r2": "R²"}
+_LABELS = {
+    "n": "People", "r2": "R²", "auc": "AUC", "brier": "Brier score (mean squared error of the risk; 0 is best)",
+    "nagelkerke_r2": "R² (Nagelkerke)", "observed_r2": "R² (observed scale)", "liability_r2": "R² (liability scale)",
+    "observed_over_expected": "Observed over expected cases", "c_index": "C-index (0.5 is chance)",
+    "average_precision": "Average precision (share of cases is chance)",
+}  # fmt: skip
 
 
 def scalars(result: Result, skip: set[str]) -> Table | None:
     """A table of the single figures of a result that nothing else shows, None where there are none."""
     rows = []
     for key, value in result.items():
-        label = _LABELS.get(key, key.replace("_", " "))
+        label = _LABELS.get(key, sentence(key.replace("_", " ")).rstrip("."))
         if key in skip or isinstance(value, bool | None):
             continue
         if isinstance(value, int | float):

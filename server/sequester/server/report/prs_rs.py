@@ -96,6 +96,33 @@ def method(study: Study, name: str) -> str:
             return f"people in an agreed grid of {', '.join(axis.column for axis in plan.axes)}, {noise}"
         case "quality":
             return f"genotype quality over all hospitals together, {noise}"
+        case "survival":
+            how = {
+                "cox_by_site": "Cox regression stratified by hospital (Efron)",
+                "cox": "Cox regression with risk sets of all hospitals (Breslow)",
+                "hazard": f"logistic regression of the event in {plan.bins} intervals of time",
+                "kaplan_meier": "survival curves after Kaplan and Meier",
+            }[plan.model]
+            return f"{how}, {noise}"
+        case "association":
+            how = "t test of each variant" if study.phenotype.kind == "quantitative" else (
+                "score test of each variant, exact fits of the strongest"
+            )  # fmt: skip
+            return f"{how}, beside the covariates, {noise}"
+        case "burden":
+            return f"burden and variance tests (SKAT) of {len(plan.genes)} genes, beside the covariates, {noise}"
+        case "penalised":
+            return f"{'ridge regression' if plan.l1 == 0 else 'lasso' if plan.l1 == 1 else 'elastic net'}, {noise}"
+        case "prs":
+            return f"one sum of each variant with the outcome, weights shrunken afterwards ({plan.shrinkage}), {noise}"
+        case "calibration":
+            return f"calibration of {plan.of} on {part_words(study, name)}, {noise}"
+        case "reclassification":
+            return f"risk categories by {plan.of} against {plan.against} on {part_words(study, name)}, {noise}"
+        case "structure":
+            return f"principal components by orthogonal iteration over all hospitals together, {noise}"
+        case "heterogeneity":
+            return f"Cochran's Q of hospitals' own estimates, {noise}"
     return f"{plan.kind}, {noise}"
 
 

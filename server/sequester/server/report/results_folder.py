@@ -19,7 +19,7 @@ from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.release import Documents
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study, study_json
-from sequester.server.report import bounds, prs_rs, receipts
+from sequester.server.report import bounds, model_card, prs_rs, receipts, scans
 from sequester.server.report.certificate import certificate, padding_limits
 from sequester.server.report.page import render
 from sequester.server.report.scoring_file import scoring_file
@@ -71,6 +71,8 @@ def write(
         "prs_rs.json": _json({item.name: {"answer": item.answer, "done": item.done} for item in prs_rs.items(study, results)}),
         "study.json": study_document,
         **scoring_files(study, digest, results),
+        **scans.tables(study, results["analyses"]),
+        **model_card.cards(study, digest, results, statement),
         **{f"receipts/{site}.json": data for site, data in sorted(receipt_documents.items())},
         **({"release.json": _json(release_documents.json())} if standing.words else {}),
         **({"audit.json": audit} if audit is not None else {}),

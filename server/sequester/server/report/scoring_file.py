@@ -15,6 +15,13 @@ from sequester.protocols.study import Study
 _COLUMNS = "rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\tallelefrequency_effect"
 
 
+def licence(study: Study) -> str:
+    """Under which the model may be used: what the study says, else whose agreement decides."""
+    if study.licence is not None:
+        return " ".join(study.licence.split())
+    return f"none stated; the agreement decides ({'; '.join(' '.join(r.reference.split()) for r in study.agreement)})"
+
+
 def scoring_file(
     study: Study, digest: str, weights: Mapping[str, float], epsilon: str, more: Sequence[str] = ()
 ) -> bytes | None:
@@ -42,6 +49,7 @@ def scoring_file(
         "##SOURCE INFORMATION",
         "#pgp_id=NR",
         f"#citation=Sequester study {digest}",
+        f"#license={licence(study)}",
         "##PRIVACY",
         f"#study_digest={digest}",
         f"#epsilon={epsilon}",
