@@ -75,7 +75,7 @@ def size_for(study: Study, plan: Plan, form: Form) -> Size:
         most = replace(most, width=min(most.width, 20), own=60, dirac=300)
     width = max(1, min(len(study.features()), most.width))
     columns = width + most.own + most.dirac
-    fits = min(ENTRIES[form], WORK[form] // privacy.rounds(study, plan)) // columns
+    fits = min(ENTRIES[form], WORK[form] // (privacy.rounds(study, plan) * privacy.local_steps(plan))) // columns
     return replace(most, width=width, patients=min(study.n0, max(FEWEST, fits)))
 
 

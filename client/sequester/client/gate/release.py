@@ -80,7 +80,7 @@ async def try_out(study: Study, form: Form, tell: Any, log_file: Path | None = N
         await process.wait()
     raise SiteError(
         f"the release gate's process ended with status {status}",
-        hint="free memory (about a gigabyte for a large plan); log/release.log says more",
+        hint="free memory (1.3 GB for a large plan); log/release.log says more",
     )
 
 
@@ -107,7 +107,7 @@ class ReleaseGate:
     ledger: Ledger
     _trials: dict[str, Trial] = field(default_factory=dict)
     _egress: dict[str, Egress] = field(default_factory=dict)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one trial at a time: it takes a core and a gigabyte
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one trial at a time: it takes a core, and memory
 
     # ---- what stands here ---------------------------------------------------------------------------------------
 
