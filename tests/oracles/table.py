@@ -1,6 +1,7 @@
 """What the oracle tests measured: each comparison is checked against its tolerance here and kept for the table.
 
-`PYTHONPATH=tests python -m oracles.table` runs the oracle tests and writes `tests/oracles/README.md`.
+`PYTHONPATH=tests python -m oracles.table` runs the oracle tests and the examples through real processes, and writes
+`tests/oracles/README.md`; with paths of tests after it, those alone, and every other row stays as it is.
 """
 
 from __future__ import annotations
@@ -60,44 +61,83 @@ def version(oracle: str) -> str:
         return ""
 
 
-def main() -> None:
-    """Run the oracle tests, write the table; fail where a test fails."""
-    here = Path(__file__).parent
+HERE = Path(__file__).parent
+REAL = "real processes, "  # what the analysis of a row begins with that was measured through all processes
+HEADER = """# Oracles
+
+Written by `PYTHONPATH=tests python -m oracles.table`, which runs every test of this folder and the examples of
+`deploy/examples` (an hour); with paths of tests it measures their rows again. Each row is the largest difference over all
+cases of a test between the federated result and another program, or another method, on the pooled data. A row beyond its
+tolerance fails the test that measured it.
+"""
+REAL_HEADER = """
+The same through the real processes (SuperLink, SuperNodes, gates and compute over mutual TLS, five hospitals), by
+`python deploy/examples/run.py`: studies that run every analysis in order.
+"""
+COLUMNS = "| analysis | oracle | quantity | largest difference | tolerance |\n|---|---|---|---|---|"
+Rows = dict[tuple[str, str, str], tuple[str, str]]
+
+
+def main(paths: list[str]) -> None:
+    """Run the tests, write the table; fail where a test fails."""
+    tests = paths or [str(HERE), str(HERE.parent / "system/test_real_studies.py")]
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "lines"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(here)]
-        done = subprocess.run(command, env={**os.environ, KEPT: str(lines)}, cwd=here.parents[1], check=False)
-        rows = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
-    told = [row for row in rows if isinstance(row, dict)]
-    rows = [row for row in rows if isinstance(row, list)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        done = subprocess.run(command, env={**os.environ, KEPT: str(lines)}, cwd=HERE.parents[1], check=False)
+        measured = [json.loads(line) for line in lines.read_text("utf-8").splitlines()] if lines.exists() else []
+    rows, figures = kept(HERE / "README.md") if paths else ({}, {})
     worst: dict[tuple[str, str, str], list[float]] = {}
-    for analysis, oracle, quantity, difference, tolerance in rows:
+    for analysis, oracle, quantity, difference, tolerance in (row for row in measured if isinstance(row, list)):
         seen = worst.setdefault((analysis, oracle, quantity), [0.0, tolerance])
         seen[0], seen[1] = max(seen[0], difference), min(seen[1], tolerance)
-    text = [
-        "# Oracles",
-        "",
-        "Written by `PYTHONPATH=tests python -m oracles.table`, which runs every test of this folder. Each row is the largest",
-        "difference over all cases of a test between the federated result and another program, or another method, on",
-        "the pooled data. A row beyond its tolerance fails the test that measured it.",
-        "",
-        "| analysis | oracle | quantity | largest difference | tolerance |",
-        "|---|---|---|---|---|",
-    ]
-    for (analysis, oracle, quantity), (difference, tolerance) in sorted(worst.items()):
-        text.append(f"| {analysis} | {oracle} | {quantity} | {difference:.1e} | {tolerance:g} |")
+    rows |= {key: (f"{difference:.1e}", f"{tolerance:g}") for key, (difference, tolerance) in worst.items()}
+    told = [row for row in measured if isinstance(row, dict)]
     for title in dict.fromkeys(row["title"] for row in told):
         mine = [row for row in told if row["title"] == title]
         columns = list(mine[0]["values"])
-        text += ["", f"{title}:", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+        text = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
         for row in mine:
-            cells = " | ".join(f"{row['values'][column]:.3f}" for column in columns)
-            text.append(f"| {row['row']} | {cells} |")
-    if shutil.which("plink2") is None:
-        text += ["", "PLINK 2 was not installed: its rows are missing."]
-    (here / "README.md").write_text("\n".join(text) + "\n", "utf-8")
+            text.append(f"| {row['row']} | " + " | ".join(f"{row['values'][c]:.3f}" for c in columns) + " |")
+        figures[title] = text
+    (HERE / "README.md").write_text("\n".join(written(rows, figures)) + "\n", "utf-8")
     sys.exit(done.returncode)
 
 
+def written(rows: Rows, figures: dict[str, list[str]]) -> list[str]:
+    """The page, line by line."""
+    printed = {
+        key: f"| {' | '.join(key)} | {difference} | {tolerance} |"
+        for key, (difference, tolerance) in sorted(rows.items())
+    }
+    text = [HEADER, COLUMNS, *(line for key, line in printed.items() if not key[0].startswith(REAL))]
+    real = [line.replace(REAL, "", 1) for key, line in printed.items() if key[0].startswith(REAL)]
+    if real:
+        text += [REAL_HEADER, COLUMNS, *real]
+    for title, lines in figures.items():
+        text += ["", f"{title}:", "", *lines]
+    if shutil.which("plink2") is None:
+        text += ["", "PLINK 2 was not installed: its rows are missing."]
+    return text
+
+
+def kept(page: Path) -> tuple[Rows, dict[str, list[str]]]:
+    """Rows and figures of a page that `written` wrote."""
+    rows: Rows = {}
+    figures: dict[str, list[str]] = {}
+    title, prefix = "", ""
+    for line in page.read_text("utf-8").splitlines():
+        if line == REAL_HEADER.strip().splitlines()[0]:
+            prefix = REAL
+        elif line.startswith("|") and title:
+            figures.setdefault(title, []).append(line)
+        elif line.startswith("| ") and line not in COLUMNS:
+            analysis, oracle, quantity, difference, tolerance = line.strip("| ").split(" | ")
+            rows[prefix + analysis, oracle, quantity] = (difference, tolerance)
+        elif line.endswith(":"):
+            title = line[:-1]
+    return rows, figures
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -30,5 +30,5 @@ def test_an_example_ends_with_every_comparison_within_its_tolerance(name: str, t
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     for study in STUDIES[name]:
         found = json.loads((tmp_path / f"{name}-{study}" / "comparison.json").read_text("utf-8"))["compared"]
-        assert len(found) >= 3 and all(row.pop("within") for row in found)
+        assert found and all(row.pop("within") for row in found)
         real_studies.record(f"real processes, {name}, {study}", [Compared(**row) for row in found])
