@@ -8,7 +8,7 @@ import pytest
 
 from genome.fuzz import KINDS, corpus, fuzz, judge, prepare
 
-pytestmark = pytest.mark.system  # in child processes, since readers written in C can crash
+pytestmark = pytest.mark.slow  # in child processes, since readers written in C can crash
 INPUTS = 10_500
 
 

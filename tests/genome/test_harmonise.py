@@ -59,7 +59,7 @@ def truth(made: Simulated, name: str) -> Counter[str]:
         return Counter(c for row in csv.DictReader(file) for c in row["category"].split("+"))
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [h.name for h in ROUGH])
 def test_every_category_of_a_rough_hospital_counts_what_was_put_there(
     made: Simulated, homes: dict[str, tuple[Home, dict]], name: str
@@ -75,7 +75,7 @@ def test_every_category_of_a_rough_hospital_counts_what_was_put_there(
     assert sum(account["quality"]["people_removed"].values()) == 0
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [h.name for h in ROUGH])
 def test_every_matched_genotype_is_that_of_the_truth_with_its_sign(
     made: Simulated, homes: dict[str, tuple[Home, dict]], name: str
@@ -97,7 +97,7 @@ def test_every_matched_genotype_is_that_of_the_truth_with_its_sign(
     assert [files.variants.counted[e] for e in entries] == [panel.alt[r] for r in panel_row[entries]]
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_another_build_is_refused_by_name_and_accepted_where_it_is_declared(made: Simulated, tmp_path: Path) -> None:
     files, panel = made.site(OTHER_BUILD) / "genotypes", made.folder / "panel.tsv"
     home = site(tmp_path / "h", files, "GRCh38")
@@ -117,7 +117,7 @@ HM3 = DATA / "hapmap3_1kg/HM3_thinned_autosomal_overlap"
 KG = DATA / "hapmap3_1kg/1kg.ref.phase1_release_v3.20101123_thinned_autosomal_overlap"
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @needs_data
 def test_the_old_build_of_hapmap_is_refused_with_its_name_and_harmonises_once_it_is_declared(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match=r"these files are in NCBI36, site\.toml declares GRCh37"):
@@ -143,7 +143,7 @@ def test_the_old_build_of_hapmap_is_refused_with_its_name_and_harmonises_once_it
     assert np.median(agreement) == pytest.approx(0.992, abs=0.001)
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @needs_data
 def test_by_default_the_1015_palindromic_variants_are_dropped_by_name(tmp_path: Path) -> None:
     account = ingested(site(tmp_path / "h", KG, "GRCh37"))
@@ -304,7 +304,7 @@ def test_every_row_and_every_wanted_variant_is_in_exactly_one_category(
             assert frozenset((counted, other)) in pairs
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["north", "metro", "harbor"])
 def test_the_strand_told_by_frequencies_is_the_true_one_at_hospitals_of_any_ancestry(
     made: Simulated, tmp_path: Path, name: str
@@ -327,7 +327,7 @@ def test_the_strand_told_by_frequencies_is_the_true_one_at_hospitals_of_any_ance
 
 
 @needs_data
-@pytest.mark.system
+@pytest.mark.slow
 def test_real_palindromic_variants_on_either_strand_get_their_sign_from_frequencies(tmp_path: Path) -> None:
     files = PlinkFiles(str(KG))
     counts = files.counts(range(len(files.variants)))
@@ -372,7 +372,7 @@ def test_the_build_of_a_header_is_read_from_lengths_or_names() -> None:
     assert build_of_header("##contig=<ID=11,length=249250621>\n##source=x") is None
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_a_header_of_another_build_than_the_positions_is_refused(made: Simulated, tmp_path: Path) -> None:
     panel = load(made.folder / "panel.tsv")
     rows = [

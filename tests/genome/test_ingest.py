@@ -29,7 +29,7 @@ from sequester.client.ingest.report import CATEGORIES
 from sequester.protocols.errors import SiteError
 from sequester.simulate.plink import Line
 
-pytestmark = pytest.mark.system  # every ingest starts processes
+pytestmark = pytest.mark.slow  # every ingest starts processes
 N = 120
 
 

@@ -177,7 +177,7 @@ def test_ancestry_of_real_people_is_told_from_public_frequencies() -> None:
     assert right >= 0.99  # the frequencies are of these very people in part; 956 of 957 when written
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @needs_data
 def test_real_relatives_leave_and_the_counts_of_the_report_are_those_of_the_files(tmp_path: Path) -> None:
     account = ingested(site(tmp_path / "h", HM3, "NCBI36"))
@@ -193,7 +193,7 @@ def test_real_relatives_leave_and_the_counts_of_the_report_are_those_of_the_file
         assert people * 0.98 - 2 <= quality["ancestry"][population] <= people + 2
 
 
-@pytest.mark.system
+@pytest.mark.slow
 @needs_data
 def test_people_who_are_twice_in_a_file_leave_once(tmp_path: Path) -> None:
     files = PlinkFiles(str(HM3))
@@ -227,7 +227,7 @@ def _x_file(path: Path, people: int, rng: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_a_person_whose_x_is_of_another_sex_than_the_record_leaves(tmp_path: Path) -> None:
     _x_file(tmp_path / "g", 60, np.random.default_rng(5))
     quality = ingested(site(tmp_path / "h", tmp_path / "g", "GRCh37"))["quality"]
@@ -235,7 +235,7 @@ def test_a_person_whose_x_is_of_another_sex_than_the_record_leaves(tmp_path: Pat
     assert quality["sex"]["male"] == 29 and quality["sex"]["female"] == 31
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_people_with_few_calls_leave_and_monomorphic_variants_stop_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     panel = load()

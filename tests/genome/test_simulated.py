@@ -81,7 +81,7 @@ def test_people_with_a_higher_risk_fall_ill_earlier(made: Simulated) -> None:
     assert 0.15 < ill.mean() < 0.6 and risk[ill].mean() > risk[~ill].mean() + 0.1
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_every_format_of_a_rough_hospital_is_read_and_the_other_build_holds_the_same_genotypes(
     made: Simulated, tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_every_format_of_a_rough_hospital_is_read_and_the_other_build_holds_the_
     assert account["split"] > 0
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_a_study_freezes_the_same_dosages_from_every_format_and_from_the_other_build(
     made: Simulated, tmp_path: Path
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_study_freezes_the_same_dosages_from_every_format_and_from_the_other_b
             np.testing.assert_array_equal(frozen[called, j], truth[called])
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_populations_and_frequencies_are_those_of_the_published_demography() -> None:
     seen = []
     for seed in range(4):

@@ -146,7 +146,7 @@ def test_the_gate_looks_at_opacus_networks_and_local_steps_too() -> None:
         assert verdict.passed, verdict.json()
 
 
-@pytest.mark.system  # 25 s for the five: too long for `make check`, not for `make test`
+@pytest.mark.slow  # 25 s for the five: too long for `make check`, not for `make test`
 @pytest.mark.parametrize(("epsilon", "order", "by"), [
     ("1", "22", 1), ("3", "8.9", 1), ("8", "4.4", 1), ("3", "8.9", 5), ("3", "8.9", 1e9),
 ])  # fmt: skip

@@ -133,7 +133,7 @@ def design(cohort: Any) -> tuple[Any, Any]:
     return np.vstack([b.x for b in blocks]), np.concatenate([b.y for b in blocks])
 
 
-@pytest.mark.system  # forty seconds of simulated genomes: too long for `make check`
+@pytest.mark.slow  # forty seconds of simulated genomes: too long for `make check`
 @pytest.mark.parametrize("gradients", ["closed", "hooks"])
 def test_the_default_recipe_costs_at_most_a_hundredth_and_beats_any_hospital_alone(
     world: World, gradients: str
