@@ -393,4 +393,5 @@ def test_a_site_that_is_struck_off_ends_its_supernode(flower: Stack) -> None:
     flower.online(chur)
     with flower.control() as control:
         control.unregister("chur")
-    assert chur.processes["supernode"].wait(15) == 0
+    # Upstream interrupts itself on the 401 (status 0) and raises it in its loop, too (75): whichever is first, it is over.
+    assert chur.processes["supernode"].wait(15) in (0, LOOP_ENDED)
