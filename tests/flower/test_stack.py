@@ -21,6 +21,7 @@ from flwr.cli.build import build_fab_from_files
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from flower.stack import Site, Stack, children, end, free_port, stack, until
+from sequester.client.gate.flower.supernode import LOOP_ENDED
 from sequester.protocols.errors import StudyError
 from sequester.server.flower.bundle import PYPROJECT, bundle_sha256
 from sequester.server.flower.control import Control, SuperLinkError
