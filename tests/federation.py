@@ -32,6 +32,7 @@ from sequester.protocols.analyses.cohort import Cohort
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.errors import RoundAbandoned
+from sequester.protocols.packets import packed, unpacked
 from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.member import Member
@@ -217,7 +218,7 @@ class Federation:
     # ---- bytes --------------------------------------------------------------------------------------------------
 
     def _post(self, sender: int, to: int, message: Message) -> None:
-        data = [frame.SerializeToString() for frame in frames(message)]
+        data = [packed(frame) for frame in frames(message)]
         if sender != EXCHANGE:
             self.sites[sender].bytes_up += sum(map(len, data))
             absent = self.absent.get(self.aggregator.last_round, Absent())
@@ -230,7 +231,7 @@ class Federation:
     def _deliver(self) -> None:
         while self._queue:
             sender, to, data = self._queue.popleft()
-            message = self._readers[sender, to].take(pb.Frame.FromString(data))
+            message = self._readers[sender, to].take(unpacked(data))
             if message is None:
                 continue
             if to == EXCHANGE:

@@ -25,6 +25,7 @@ from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import PeerError, PrivacyError, SiteError, StudyError
+from sequester.protocols.packets import packed
 from sequester.protocols.quantise import Codec, RingVector
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.aggregator import Aggregator
@@ -332,7 +333,7 @@ def test_C25_bytes_are_stored_before_they_are_sent_and_sent_again_as_they_were()
     (sent,) = [m for i, m in adversary.words if isinstance(m, MaskedInput)]
     again = said(adversary.restart(1).resume(), MaskedInput)
     assert again is not None
-    assert [f.SerializeToString() for f in frames(again)] == [f.SerializeToString() for f in frames(sent)]
+    assert [packed(f) for f in frames(again)] == [packed(f) for f in frames(sent)]
 
 
 OPEN = """

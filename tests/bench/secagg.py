@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from bench.frame import Bench, interleaved, timed
 from bench.peer import Peer, PeerMissing
 from protocols.secagg.conftest import Session, session
-from sequester.protocols import exchange_pb2 as pb
+from sequester.protocols.memory import Room
+from sequester.protocols.packets import packed, unpacked
 from sequester.protocols.quantise import Codec
 from sequester.protocols.secagg import masks
 from sequester.protocols.secagg.messages import Contribute, Effect, MaskedInput, Message, Outcome, Send
@@ -38,8 +39,8 @@ BLOCK = 1 << 20
 class Ours:
     """One session of n sites. A round is site 0's work and bytes, or the aggregator's.
 
-    Site: from RoundStart and a float64 vector to the frames of its masked input (quantise, mask, seal, sign, chunk).
-    Server: from the frames of every site to the decoded sum (reading, checks of signatures, adding, opening, decoding).
+    Site: from RoundStart and a float64 vector to the packets of its masked input (quantise, mask, seal, sign, chunk).
+    Server: from the packets of every site to the decoded sum (reading, checks of signatures, adding, opening, decoding).
     Not timed: key set-up (once a study, Flower's is once a round and not timed either), the sites' short answers.
     """
 
@@ -50,6 +51,8 @@ class Ours:
             rules.charges = 1 << 40
         self.words = codec.words(len(vector))
         self.round = 0
+        self._readers: dict[int, Reader] = {}
+        self._room = Room()
         self.bytes_up = 0
         self.sum: NDArray[np.float64] = np.zeros(0)
 
@@ -62,16 +65,16 @@ class Ours:
         )
         return {e.to: e.message for e in started if isinstance(e, Send)}
 
-    def _masked(self, i: int, start: Message) -> tuple[MaskedInput, list[pb.Frame]]:
+    def _masked(self, i: int, start: Message) -> tuple[MaskedInput, list[bytes]]:
         member = self.session.members[i]
         asked = member.handle(start)
         assert any(isinstance(e, Contribute) for e in asked)
-        words = self.codec.words_of(self.vector)
+        words = self.codec.words_of(self.vector, room=self._room)
         message = next(e.message for e in member.contribute(words) if isinstance(e, Send))
         assert isinstance(message, MaskedInput)
-        sent = list(frames(message))
+        sent = [packed(frame) for frame in frames(message)]
         if i == 0:
-            self.bytes_up = sum(frame.ByteSize() for frame in sent)
+            self.bytes_up = sum(map(len, sent))
         return message, sent
 
     def site(self) -> float:
@@ -85,8 +88,8 @@ class Ours:
         """Seconds of the aggregator over one round in which the last `absent` sites say nothing."""
         starts = self._start()
         active = range(self.n - absent)
-        sent: dict[int, list[pb.Frame]] = {}
-        shared: list[pb.Frame] = []
+        sent: dict[int, list[bytes]] = {}
+        shared: list[bytes] = []
         for i in active:
             with _unmasked() if shared else contextlib.nullcontext():
                 message, whole = self._masked(i, starts[i])
@@ -99,11 +102,11 @@ class Ours:
         limits = Limits(8 * self.words, self.codec.ring_bits)
         effects: list[Effect] = []
         for i in active:
-            reader = Reader(limits)
+            reader = self._readers.setdefault(i, Reader(limits))  # as a stream has one for all its rounds
             parts = sent.pop(i)
             with clock:
-                for frame in parts:
-                    if (message := reader.take(frame)) is not None:
+                for data in parts:
+                    if (message := reader.take(unpacked(data))) is not None:
                         effects += self.session.aggregator.handle(i, message)
             del message, parts
         if absent:
@@ -127,7 +130,7 @@ class Ours:
             for said in self.session.members[effect.to].handle(effect.message):
                 if isinstance(said, Send):
                     if effect.to == 0:
-                        self.bytes_up += sum(frame.ByteSize() for frame in frames(said.message))
+                        self.bytes_up += sum(len(packed(frame)) for frame in frames(said.message))
                     with clock:
                         waiting += self.session.aggregator.handle(effect.to, said.message)
         raise AssertionError("the round has no end")

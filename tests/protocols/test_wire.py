@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, RefusalCode
+from sequester.protocols.packets import packed, unpacked
 from sequester.protocols.secagg import messages as m
 from sequester.protocols.wire import (
     CHUNK_BYTES,
@@ -99,9 +100,9 @@ MESSAGES: dict[str, st.SearchStrategy[m.Message]] = {
 def travelled(message: m.Message, limits: Limits = LIMITS) -> m.Message:
     """The message after real bytes; exactly the last frame completes it."""
     reader = Reader(limits)
-    encoded = [frame.SerializeToString() for frame in frames(message)]
+    encoded = [packed(frame) for frame in frames(message)]
     assert all(len(data) < MAX_FRAME_BYTES for data in encoded)
-    taken = [reader.take(pb.Frame.FromString(data)) for data in encoded]
+    taken = [reader.take(unpacked(data)) for data in encoded]
     assert all(early is None for early in taken[:-1])
     return taken[-1]
 
@@ -140,7 +141,7 @@ def test_a_vector_of_40_mb_arrives_with_one_extra_copy_of_itself() -> None:
     try:
         got = None
         for frame in frames(message):
-            got = reader.take(pb.Frame.FromString(frame.SerializeToString()))
+            got = reader.take(unpacked(packed(frame)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -18,8 +18,8 @@ from loopback import BUNDLE, Loopback, enrolled
 from sequester.client.gate import approval
 from sequester.client.gate import session as gate_session
 from sequester.client.gate.audit import verify, witnesses
-from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import RefusalCode, StudyError
+from sequester.protocols.packets import Frame, packed
 from sequester.protocols.signing import sha256, sign_document
 from sequester.protocols.wire import hello
 from sequester.server import exchange as module
@@ -224,12 +224,12 @@ def test_what_one_hospital_may_keep_open_or_have_kept_is_bounded(
 
     async def stream(digest: str) -> None:
         """A stream of lake's that says Hello and nothing else."""
-        frames = [hello(bytes.fromhex(digest))]
+        frames = [packed(hello(bytes.fromhex(digest)))]
 
-        async def read() -> pb.Frame | None:
+        async def read() -> bytes | None:
             return frames.pop() if frames else await silent()
 
-        async def write(frame: pb.Frame) -> None:
+        async def write(frame: Frame) -> None:
             return
 
         assert alps.exchange is not None

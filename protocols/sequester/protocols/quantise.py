@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequester.protocols.errors import SiteError
+from sequester.protocols.memory import Room
 
 Words = NDArray[np.uint32] | NDArray[np.uint64]
 # A vector in the ring before its masks: secret. After them it is a `secagg.messages.MaskedVector`: two types, never swapped.
@@ -55,39 +56,53 @@ class Codec:
     def encode(self, vector: NDArray[np.float64]) -> NDArray[np.int64]:
         """Nearest multiples of 2^-b as int64; NaN, infinity and anything beyond 2^53 steps are refused (C21)."""
         integers = np.empty(len(vector), dtype=np.int64)
+        scaled = np.empty(min(_BLOCK, len(vector)))
         for part in _blocks(0, len(vector)):
-            integers[part] = self._nearest(vector[part])
+            self._nearest(vector[part], scaled, integers[part])
+        scaled.fill(0.0)
         return integers
 
-    def _nearest(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+    def _nearest(self, values: NDArray[np.float64], scaled: NDArray[np.float64], out: NDArray[np.int64]) -> None:
+        """The nearest integers into `out`; `scaled` is working memory for at least as many numbers."""
+        scaled = scaled[: len(values)]
         with np.errstate(over="ignore"):  # what overflows is refused below
-            scaled = values * float(2**self.fraction_bits)
+            np.multiply(values, float(2**self.fraction_bits), out=scaled)
         if not (scaled.min() > -(2.0**53) and scaled.max() < 2.0**53):  # C21: a NaN is neither
+            scaled.fill(0.0)
             raise SiteError(
                 "a contribution is not finite, or too large for the plan's fraction bits",
                 hint="a fault of the code or of the plan: nothing was sent",
             )
         np.rint(scaled, out=scaled)
-        integers = scaled.astype(np.int64)
-        scaled.fill(0.0)
-        return integers
+        np.copyto(out, scaled, casting="unsafe")
 
-    def words_of(self, vector: NDArray[np.float64], noise: NDArray[np.int64] | None = None) -> RingVector:
-        """Ring words of `encode(vector)` plus `noise`: the same words as `to_ring`, one block in cache at a time."""
+    def words_of(
+        self, vector: NDArray[np.float64], noise: NDArray[np.int64] | None = None, room: Room | None = None
+    ) -> RingVector:
+        """Ring words of `encode(vector)` plus `noise`: the same words as `to_ring`, one block in cache at a time.
+
+        They stand in `room`, where one is given.
+        """
         n_words = self.words(len(vector))
-        words = np.zeros(n_words, dtype=np.uint32 if self.ring_bits == 32 else np.uint64)
-        for lane in range(self.lanes):
+        words = (room or Room()).array(n_words, np.uint32 if self.ring_bits == 32 else np.uint64)
+        block = min(_BLOCK, n_words)
+        scaled, held = np.empty(block), np.empty(block, dtype=np.int64)
+        for lane in range(self.lanes):  # the first one fills every word, the others are added
             first = lane * n_words
             for part in _blocks(first, min(first + n_words, len(vector))):
-                integers = self._nearest(vector[part])
+                integers = held[: part.stop - part.start]
+                self._nearest(vector[part], scaled, integers)
                 if noise is not None:
                     integers += noise[part]
+                place = words[part.start - first : part.stop - first]
                 shifted = integers.view(np.uint64)
                 if lane:
                     np.left_shift(shifted, np.uint64(lane * self.lane_bits), out=shifted)
-                place = words[part.start - first : part.stop - first]
-                np.add(place, shifted.astype(words.dtype, copy=False), out=place)
-                integers.fill(0)
+                    np.add(place, shifted, out=place, casting="unsafe")
+                else:
+                    np.copyto(place, shifted, casting="unsafe")
+        scaled.fill(0.0)
+        held.fill(0)
         return RingVector(words)
 
     def to_ring(self, integers: NDArray[np.int64]) -> RingVector:

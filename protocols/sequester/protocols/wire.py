@@ -15,6 +15,8 @@ import numpy as np
 
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, RefusalCode
+from sequester.protocols.memory import Room
+from sequester.protocols.packets import Chunk, Frame
 from sequester.protocols.secagg import messages as m
 from sequester.protocols.session import SessionParams, Task
 from sequester.protocols.study import Study
@@ -70,8 +72,8 @@ def check_hello(message: object, study_digest: bytes | None = None) -> pb.Hello:
     return message
 
 
-def frames(message: m.Message) -> Iterator[pb.Frame]:
-    """The frames of one message; vectors and broadcasts as chunks without a copy of the whole."""
+def frames(message: m.Message) -> Iterator[Frame]:
+    """The frames of one message; vectors and broadcasts as chunks that are views of them."""
     match message:
         case m.RoundStart():
             yield pb.Frame(round_start=_round_start(message, len(message.broadcast)))
@@ -94,9 +96,9 @@ def frames(message: m.Message) -> Iterator[pb.Frame]:
             yield _plain(message)
 
 
-def _chunks(data: memoryview) -> Iterator[pb.Frame]:
+def _chunks(data: memoryview) -> Iterator[Frame]:
     for offset in range(0, len(data), CHUNK_BYTES):
-        yield pb.Frame(chunk=pb.Chunk(offset=offset, data=bytes(data[offset : offset + CHUNK_BYTES])))
+        yield Chunk(offset, data[offset : offset + CHUNK_BYTES])
 
 
 def _plain(message: m.Message) -> pb.Frame:
@@ -222,14 +224,17 @@ class Reader:
         self._header: Any = None
         self._payload = memoryview(b"")
         self._filled = 0
+        self._room = Room()
 
-    def take(self, frame: pb.Frame) -> Any:
+    def take(self, frame: Frame) -> Any:
         """The message that this frame completes, None where more chunks are due."""
-        kind = frame.WhichOneof("kind")
+        kind = "chunk" if isinstance(frame, Chunk) else frame.WhichOneof("kind")
         if self._header is not None:
             if kind != "chunk":
                 raise PeerError(f"{kind} in the middle of a payload")
-            return self._fill(frame.chunk)
+            return self._fill(frame if isinstance(frame, Chunk) else frame.chunk)
+        if isinstance(frame, Chunk):
+            raise PeerError("a chunk of nothing")
         match kind:
             case None | "chunk":
                 raise PeerError("an empty or unknown frame, or a chunk of nothing")
@@ -253,14 +258,14 @@ class Reader:
         self._expected = payload_bytes
         return None
 
-    def _fill(self, chunk: pb.Chunk) -> Any:
-        size = len(chunk.data)
+    def _fill(self, chunk: Chunk | pb.Chunk) -> Any:
+        data = chunk.data  # once: protobuf makes a copy each time
+        size = len(data)
         if chunk.offset != self._filled or not 0 < size <= CHUNK_BYTES or self._filled + size > self._expected:
             raise PeerError("a chunk out of order, empty or beyond its payload")
         if not self._payload:
-            # an array's memory comes in large pages, and nobody sees it before all of it was written
-            self._payload = np.empty(self._expected, dtype=np.uint8).data
-        self._payload[self._filled : self._filled + size] = chunk.data
+            self._payload = self._room.array(self._expected, np.uint8).data  # nobody sees it before all was written
+        self._payload[self._filled : self._filled + size] = data
         self._filled += size
         if self._filled < self._expected:
             return None

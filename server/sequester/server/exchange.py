@@ -19,6 +19,7 @@ from typing import Any
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols import privacy
 from sequester.protocols.errors import PeerError, StudyError
+from sequester.protocols.packets import unpacked
 from sequester.protocols.release import Release, judge
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.messages import KeyAdvertisement, Resume
@@ -37,7 +38,7 @@ log = logging.getLogger("sequester.exchange")
 STREAMS = 64  # of one hospital at once; an honest one has one for each study that runs
 FAREWELL_S = 60.0  # how long a stream may stand whose study is over
 _HELLO_S = 30.0
-Read = Callable[[], Awaitable[pb.Frame | None]]
+Read = Callable[[], Awaitable[bytes | None]]
 
 
 class Exchange(Runs):
@@ -62,7 +63,7 @@ class Exchange(Runs):
         first = await asyncio.wait_for(read(), _HELLO_S)
         if first is None:
             return
-        greeting = check_hello(Reader(Limits(0, 32)).take(first))
+        greeting = check_hello(Reader(Limits(0, 32)).take(unpacked(first)))
         digest = greeting.study_digest.hex()
         study = self.addressed(site, digest)
         if site in self._struck(study):
@@ -119,24 +120,23 @@ class Exchange(Runs):
         index = study.site_ids.index(site)
         reader = Reader(Limits.for_study(study))
         while True:
-            frame = await read()
-            if frame is None:
+            data = await read()
+            if data is None:
                 if running is not None and self._running.get(digest) is running and running.is_over:
                     # what its peers still say goes out before this stream closes
                     await asyncio.wait_for(running.receipts.wait(), RECEIPTS_S)
                 return
-            size = frame.ByteSize()
-            if size > MAX_FRAME_BYTES:
-                raise PeerError(f"a frame of {size} bytes, at most {MAX_FRAME_BYTES} are allowed")
-            message = reader.take(frame)
+            if len(data) > MAX_FRAME_BYTES:
+                raise PeerError(f"a frame of {len(data)} bytes, at most {MAX_FRAME_BYTES} are allowed")
+            message = reader.take(unpacked(data))
             if running is not None:
-                running.run.bytes_up[site] += size
+                running.run.bytes_up[site] += len(data)
             match message:
                 case None:
                     continue
                 case pb.Receipt():
                     self._receipt(site, study, digest, message.receipt.json)
-                    stream.say(frame)  # kept: the hospital need not send it again
+                    stream.say(pb.Frame(receipt=message))  # kept: the hospital need not send it again
                     if running is not None:
                         self._all_receipts(digest, running)
                 case pb.Hello() | pb.Stop() | pb.Done():

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import RoundAbandoned, SequesterError, StudyError
+from sequester.protocols.packets import Frame
 from sequester.protocols.secagg.messages import Message
 from sequester.protocols.signing import sha256
 from sequester.protocols.states import FINAL, StudyState
@@ -25,7 +26,7 @@ log = logging.getLogger("sequester.exchange")
 DISK_S = 2.0  # how often a full disk is tried again
 RECEIPTS_S = 10.0  # how long the end of a study waits for receipts of hospitals whose streams stand
 QUEUED = 4096  # messages that wait for one hospital; an honest one has a few
-Write = Callable[[pb.Frame], Awaitable[None]]
+Write = Callable[[Frame], Awaitable[None]]
 
 
 class Stream:

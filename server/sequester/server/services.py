@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, SequesterError, StudyError
+from sequester.protocols.packets import packed
 from sequester.protocols.signing import open_document
 from sequester.server import enrolment, release, tls
 from sequester.server.exchange import Exchange
@@ -101,9 +102,9 @@ def site_service(exchange: Exchange) -> Handlers:
         if not is_member(context):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{tls.peer_uri(context)} may not ask that")
 
-        async def read() -> pb.Frame | None:
-            frame = await context.read()
-            return frame if isinstance(frame, pb.Frame) else None
+        async def read() -> bytes | None:
+            data = await context.read()
+            return data if isinstance(data, bytes) else None
 
         try:
             await exchange.session(name(context), read, context.write)
@@ -123,9 +124,7 @@ def site_service(exchange: Exchange) -> Handlers:
         "Attest": _unary(attest, pb.Document, is_member),
         "Waiver": _unary(waiver, pb.StudyRequest, is_member),
         "Result": _unary(result, pb.StudyRequest, is_member),
-        "Session": grpc.stream_stream_rpc_method_handler(
-            session, pb.Frame.FromString, lambda frame: frame.SerializeToString()
-        ),
+        "Session": grpc.stream_stream_rpc_method_handler(session, None, packed),
     }
     handlers: Handlers = grpc.method_handlers_generic_handler("sequester.v1.Site", methods)
     return handlers

@@ -117,8 +117,11 @@ class Session:
                     queue.append((i, -1, effect.message))
                 case Contribute() if i not in self.absent:
                     x = RingVector(self.vectors[i].copy())
-                    self._member_did(i, self.members[i].contribute(x), queue)
-                    assert not x.any()
+                    effects = self.members[i].contribute(x)
+                    self._member_did(i, effects, queue)
+                    # masked where it stood, or wiped: nowhere is an unmasked word left
+                    assert any(e.message.y is x for e in effects if isinstance(e, StoreOutbox)) or not x.any()
+                    assert not np.array_equal(x, self.vectors[i]) or not x.any()
 
     def run(self, effects: Sequence[Effect] = (), heard: tuple[int, Sequence[Effect]] | None = None) -> None:
         """Perform `effects` of the aggregator (or of one member), and everything they cause."""

@@ -6,7 +6,6 @@ assertion is a broken law.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from typing import Any
@@ -41,6 +40,7 @@ class Watcher:
         self.charges: Counter[tuple[str, int]] = Counter()
         self._rows: list[dict[str, Any]] = []
         self._outbox: MaskedInput | None = None
+        self._stored = b""
         self._last_round = 0
         self._inputs: dict[int, bytes] = {}
         self._acks: dict[bytes, list[tuple[int, frozenset[int]]]] = {}
@@ -59,7 +59,7 @@ class Watcher:
                     assert row["round"] > self._last_round, "law 1: the last round fell"
                     self._last_round = row["round"]
             case StoreOutbox(message=message):
-                self._outbox = message
+                self._outbox, self._stored = message, message.y.tobytes()
             case Contribute():
                 assert self._row("round")["round"] == effect.round, "a vector was asked for before its record"
             case Send(message=message):
@@ -69,7 +69,7 @@ class Watcher:
         """The site's disk is an older one, with so many records: rounds fall and are masked again, no word is unsaid."""
         self._rows = self._rows[:records]
         self._last_round = max((row["round"] for row in self._rows if row["kind"] in ("round", "missed")), default=0)
-        self._outbox = None
+        self._outbox, self._stored = None, b""
         self._inputs = {}
 
     def _row(self, *kinds: str, **fields: object) -> dict[str, Any]:
@@ -92,8 +92,9 @@ class Watcher:
             case Withdraw():
                 self._row("withdrawn")
             case MaskedInput():
-                self._row("input", ctx=message.ctx.hex(), sha256=hashlib.sha256(message.y.tobytes()).hexdigest())
+                self._row("input", ctx=message.ctx.hex())
                 assert self._outbox is not None and self._outbox.signature == message.signature
+                assert self._stored == message.y.tobytes(), "other words went out than those that were stored"
                 first = self._inputs.setdefault(self._round_of(message.ctx), message.signature)
                 assert first == message.signature, "law 1: two inputs in one round"
             case SurvivorAck():

@@ -17,6 +17,7 @@ from attacks.adversary import Adversary
 from sequester.protocols import arrays
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, RefusalCode
+from sequester.protocols.packets import packed, unpacked
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.messages import Effect, Message, Persist, RoundCancel, Send
 from sequester.protocols.wire import WIRE_VERSION, Limits, Reader, check_hello, frames, hello
@@ -150,9 +151,9 @@ def misfilled(data: bytes, source: random.Random) -> bytes:
 def corpus(recorded: Recorded) -> Iterator[tuple[int, list[bytes]]]:
     """(the site that says it or -1, serialised frames) of every message."""
     for message in recorded.to_site:
-        yield -1, [f.SerializeToString() for f in frames(message)]
+        yield -1, [packed(f) for f in frames(message)]
     for sender, message in recorded.to_exchange:
-        yield sender, [f.SerializeToString() for f in frames(message)]
+        yield sender, [packed(f) for f in frames(message)]
 
 
 def fuzz(recorded: Recorded, rounds: int, seed: int) -> Counter[str]:
@@ -168,7 +169,7 @@ def fuzz(recorded: Recorded, rounds: int, seed: int) -> Counter[str]:
         try:
             message = None
             for at, frame in enumerate(data):
-                message = reader.take(pb.Frame.FromString(wound(frame, source) if at == hurt else frame))
+                message = reader.take(unpacked(wound(frame, source) if at == hurt else frame))
         except (PeerError, DecodeError) as error:  # what does not parse, grpc itself closes
             outcomes[type(error).__name__] += 1
             continue

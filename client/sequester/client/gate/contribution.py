@@ -21,6 +21,7 @@ from sequester.protocols import noise, privacy
 from sequester.protocols.analyses.analysis import Layout, Sums
 from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.errors import PrivacyError
+from sequester.protocols.memory import Room
 from sequester.protocols.quantise import RingVector
 from sequester.protocols.study import Study
 
@@ -44,15 +45,22 @@ def noise_share(study: Study, plan: Plan, step: int, adders: int) -> NDArray[np.
     return noise.discrete_gaussian(sigma_int, layout.length, noise.aes_stream(os.urandom(32), os.urandom(16)))
 
 
-def ring_vector(study: Study, plan: Plan, layout: Layout, arrays: Sums, share: NDArray[np.int64] | None) -> RingVector:
-    """What goes under the mask: the contribution in integers plus this site's noise, as ring words."""
+def ring_vector(
+    study: Study,
+    plan: Plan,
+    layout: Layout,
+    arrays: Sums,
+    share: NDArray[np.int64] | None,
+    room: Room | None = None,
+) -> RingVector:
+    """What goes under the mask: the contribution in integers plus this site's noise, as ring words in `room`."""
     if (share is None) != (plan.mode == "exact"):
         raise PrivacyError(
             f"analysis {plan.name} is {plan.mode}, the noise share is {'absent' if share is None else 'present'}",
             hint="a fault of the code: nothing was sent",
         )
     vector = layout.flatten(arrays)
-    words = privacy.codec(study).words_of(vector, share)
+    words = privacy.codec(study).words_of(vector, share, room)
     vector.fill(0.0)
     if share is not None:
         share.fill(0)

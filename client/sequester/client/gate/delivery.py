@@ -16,6 +16,7 @@ import grpc.aio
 from sequester.client.gate.egress import Egress
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import SequesterError
+from sequester.protocols.packets import Frame, packed, unpacked
 from sequester.protocols.wire import hello
 
 METHOD = "/sequester.v1.Site/Session"
@@ -23,9 +24,9 @@ PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)  # the last one for ever
 _ANSWER_S = 30.0
 
 
-def receipt_frame(document: bytes) -> bytes:
+def receipt_frame(document: bytes) -> Frame:
     """The frame that carries a receipt, and in which the exchange says that it is kept."""
-    return pb.Frame(receipt=pb.Receipt(receipt=pb.Document(json=document))).SerializeToString()
+    return pb.Frame(receipt=pb.Receipt(receipt=pb.Document(json=document)))
 
 
 def is_kept(frame: object, document: bytes) -> bool:
@@ -62,16 +63,14 @@ async def deliver(
 
 
 async def _sent(channel: grpc.aio.Channel, digest: str, document: bytes, egress: Egress) -> bool:
-    call = channel.stream_stream(
-        METHOD, request_serializer=lambda data: data, response_deserializer=pb.Frame.FromString
-    )()  # type: ignore[call-arg]  # the stub knows only calls with an iterator
+    call = channel.stream_stream(METHOD, request_serializer=lambda data: data, response_deserializer=unpacked)()  # type: ignore[call-arg]  # the stub knows only calls with an iterator
     await call.write(hello(bytes.fromhex(digest)).SerializeToString())
     await call.read()  # its Hello: nothing of it matters to a receipt
-    frame = receipt_frame(document)
-    egress.leaves("Receipt", [frame], 0)
-    await call.write(frame)
+    data = packed(receipt_frame(document))
+    egress.leaves("Receipt", [data], 0)
+    await call.write(data)
     await call.done_writing()
-    while isinstance(answer := await call.read(), pb.Frame):
+    while isinstance(answer := await call.read(), Frame):
         if is_kept(answer, document):
             return True
     return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from sequester.client.gate.ledger import Ledger
 from sequester.protocols.errors import PeerError
@@ -32,10 +32,13 @@ class Egress:
         """Messages that were said before, byte for byte."""
         return sum(times - 1 for times, _ in self._said.values())
 
-    def leaves(self, kind: str, frames: Sequence[bytes], round_number: int, epoch: int | None = None) -> int:
-        """Record one message that leaves next, durable when this returns; its bytes."""
-        size, digest = sum(map(len, frames)), hashlib.sha256()
-        for data in frames:
+    def leaves(
+        self, kind: str, pieces: Iterable[bytes | memoryview], round_number: int, epoch: int | None = None
+    ) -> int:
+        """Record one message that leaves next, its bytes in order, durable when this returns; how many they are."""
+        size, digest = 0, hashlib.sha256()
+        for data in pieces:
+            size += len(data)
             digest.update(data)
         name = digest.hexdigest()
         said, covered = self._said.get(name, (0, 0))

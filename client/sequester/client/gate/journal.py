@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import SiteError
+from sequester.protocols.packets import pieces, unpacked
 from sequester.protocols.secagg.messages import MaskedInput, MaskedVector
 from sequester.protocols.wire import Limits, Reader, frames
 
@@ -100,9 +100,10 @@ class Journal:
         try:
             with temporary.open("wb") as file:
                 for frame in frames(message):
-                    data = frame.SerializeToString()
-                    file.write(_LENGTH.pack(len(data)))
-                    file.write(data)
+                    parts = pieces(frame)
+                    file.write(_LENGTH.pack(sum(map(len, parts))))
+                    for part in parts:
+                        file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._folder / "outbox")
@@ -124,7 +125,7 @@ class Journal:
         reader, at = Reader(self._limits), 0
         while at < len(data):
             (size,) = _LENGTH.unpack(data[at : at + 4])
-            message = reader.take(pb.Frame.FromString(bytes(data[at + 4 : at + 4 + size])))
+            message = reader.take(unpacked(data[at + 4 : at + 4 + size].tobytes()))
             at += 4 + size
             if isinstance(message, MaskedInput):
                 # a copy of its own: the member may hold it longer than these bytes live

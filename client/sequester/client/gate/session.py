@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import grpc
@@ -38,6 +39,8 @@ from sequester.protocols import privacy
 from sequester.protocols.analyses.analysis import Layout, Sums
 from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.errors import PeerError, SequesterError, SiteError
+from sequester.protocols.memory import Room
+from sequester.protocols.packets import Frame, packed, pieces, unpacked
 from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
@@ -107,7 +110,8 @@ class Session:
         self._receipt = receipt
         self._limits = limits
         self._compute: Custodian | None = None
-        self._call: grpc.aio.StreamStreamCall[bytes, pb.Frame] | None = None
+        self._room = Room()  # the vector of one round: its words are stored and sent before the next one needs it
+        self._call: grpc.aio.StreamStreamCall[bytes, Frame] | None = None
         self._turn = asyncio.Lock()
         self._round: Contribute | None = None
         self._working: asyncio.Task[None] | None = None
@@ -220,9 +224,7 @@ class Session:
 
     async def _stream(self) -> None:
         async with self._open_channel() as channel:
-            method = channel.stream_stream(
-                METHOD, request_serializer=lambda data: data, response_deserializer=pb.Frame.FromString
-            )
+            method = channel.stream_stream(METHOD, request_serializer=lambda data: data, response_deserializer=unpacked)
             call = method()  # type: ignore[call-arg]  # the stub knows only calls with an iterator
             await call.write(hello(bytes.fromhex(self.digest)).SerializeToString())
             reader = Reader(self._limits)
@@ -241,26 +243,26 @@ class Session:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._until_closed(call, reader), _HELLO_S)  # the receipt is on its way
 
-    async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame], reader: Reader) -> None:
+    async def _until_closed(self, call: grpc.aio.StreamStreamCall[bytes, Frame], reader: Reader) -> None:
         """Hear the others' closing advertisements until the exchange hangs up."""
-        while isinstance(frame := await self._frame(call), pb.Frame):
+        while isinstance(frame := await self._frame(call), Frame):
             self._hear_last(frame, reader)
 
-    def _hear_last(self, frame: pb.Frame, reader: Reader) -> None:
+    def _hear_last(self, frame: Frame, reader: Reader) -> None:
         """After this site's own last word: that its receipt is kept, and what others close with."""
         if is_kept(frame, self._sent_receipt):
             self.is_receipt_kept = True
         elif isinstance(message := reader.take(frame), KeyAdvertisement):
             self._member.handle(message)
 
-    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> pb.Frame:
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, Frame]) -> Frame:
         frame = await self._frame(call)
         if frame is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
             raise PeerError("the exchange closed the stream")
-        assert isinstance(frame, pb.Frame)
+        assert isinstance(frame, Frame)
         return frame
 
-    async def _frame(self, call: grpc.aio.StreamStreamCall[bytes, pb.Frame]) -> object:
+    async def _frame(self, call: grpc.aio.StreamStreamCall[bytes, Frame]) -> object:
         try:
             return await call.read()
         except asyncio.CancelledError:
@@ -345,20 +347,19 @@ class Session:
             reason = refusal.message if refusal else "no reason kept"
             if times := self._seldom.times(reason):
                 log.warning("study %s refused here: %s (%d times so far)", self.digest[:12], reason, times)
-        data = [frame.SerializeToString() for frame in frames(message)]
-        await self._write(type(message).__name__, data)
+        await self._write(type(message).__name__, list(frames(message)))
         if isinstance(message, MaskedInput):
             self.progress.rounds += 1
 
-    async def _write(self, kind: str, frames_bytes: list[bytes]) -> None:
+    async def _write(self, kind: str, sent: list[Frame]) -> None:
         round_number = self._round.round if self._round is not None else 0
         epoch = self._member.epoch if kind == "KeyAdvertisement" else None
-        self.progress.bytes_up += self.egress.leaves(kind, frames_bytes, round_number, epoch)
-        self.progress.frames_up += len(frames_bytes)
+        self.progress.bytes_up += self.egress.leaves(kind, chain.from_iterable(map(pieces, sent)), round_number, epoch)
+        self.progress.frames_up += len(sent)
         if self._call is None:
             return  # said again on the next stream: the member resumes
-        for data in frames_bytes:
-            await self._call.write(data)
+        for frame in sent:
+            await self._call.write(packed(frame))
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
@@ -394,7 +395,7 @@ class Session:
         else:
             drawing = asyncio.create_task(self._share(asked))
             arrays = await self._computed(asked, asked.broadcast)
-            words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing)
+            words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing, self._room)
         if isinstance(plan, TrainingPlan) and plan.send_slot_s is not None:
             # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
             spent = asyncio.get_running_loop().time() - began

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import numpy as np
-
 from sequester.protocols import session
 from sequester.protocols.errors import PeerError, PrivacyError, SequesterError
 from sequester.protocols.quantise import RingVector
@@ -142,7 +140,10 @@ class Rounds(SetUp):
             self._exact_active = start.active
 
     def contribute(self, vector: RingVector) -> list[Effect]:
-        """Masks the vector of the round that asked for it, overwriting it; empty where that round is over."""
+        """Masks the vector of the round that asked for it, in its own memory: no unmasked word is left anywhere.
+
+        Empty, and the vector overwritten, where that round is over.
+        """
         asked, self._awaited = self._awaited, None
         if asked is None or self.state != "COMPUTING" or asked.round != self._current.number:
             vector.fill(0)
@@ -164,11 +165,9 @@ class Rounds(SetUp):
             for j, share in zip(r.active, shares, strict=True):
                 seals[j] = keys.seal(self._pairs[j], i, j, r.ctx, salt, shamir.b32(share))
             plus.append(keys.self_key(seed, r.ctx))
-        y = np.array(vector)
-        vector.fill(0)
-        masks.add_streams(y, plus, minus)
         signature = self._sign(keys.input_bytes(r.ctx, r.number, i, salt, commit))
-        self._outbox = MaskedInput(i, r.ctx, salt, commit, seals, signature, MaskedVector(y))
+        masks.add_streams(vector, plus, minus)
+        self._outbox = MaskedInput(i, r.ctx, salt, commit, seals, signature, MaskedVector(vector))
         r.salt = salt
         self.state = "MASKED"
         return [StoreOutbox(self._outbox), Persist(input_record(self._outbox)), Send(self._outbox)]
