@@ -115,7 +115,7 @@ class Ours:
                 effects += self.session.aggregator.deadline(token)
         outcome = self._answered(effects, clock)
         with clock:
-            self.sum = self.codec.decode(self.codec.from_sum(outcome.total, len(self.vector)))
+            self.sum = self.codec.values_of(outcome.total, len(self.vector))
         return clock.seconds
 
     def _answered(self, effects: Sequence[Effect], clock: _Clock) -> Outcome:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sequester.protocols.errors import SiteError
+from sequester.protocols.memory import Room
 from sequester.protocols.quantise import Codec, RingVector
 
 
@@ -42,6 +43,17 @@ def test_words_of_blocks_are_the_words_of_the_whole(codec: Codec, size: int) -> 
     assert np.array_equal(codec.words_of(vector), codec.to_ring(codec.encode(vector)))
     assert np.array_equal(codec.words_of(vector, noise), codec.to_ring(codec.encode(vector) + noise))
     assert np.array_equal(vector, before)
+    room = Room()
+    for _ in range(2):  # the second time over the first one's words
+        assert np.array_equal(codec.words_of(vector, noise, room), codec.to_ring(codec.encode(vector) + noise))
+
+
+@pytest.mark.parametrize("codec", [Codec(32, 16), Codec(64, 28), Codec(64, 8, lanes=3), Codec(64, 4, lanes=5)])
+@pytest.mark.parametrize("size", [0, 1, 7, 65_536, 200_003])
+def test_values_of_blocks_are_the_values_of_the_whole(codec: Codec, size: int) -> None:
+    bits = np.random.default_rng(size).integers(0, 2**codec.ring_bits, codec.words(size), dtype=np.uint64)
+    total = bits.astype(np.uint32 if codec.ring_bits == 32 else np.uint64)
+    assert np.array_equal(codec.values_of(total, size), codec.decode(codec.from_sum(total, size)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 2.0**40, 1e308])

@@ -241,7 +241,7 @@ def _train(of: Study, plan: Plan, cohorts: list[Cohort], share: Share) -> tuple[
         total = words[0].copy()
         for other in words[1:]:
             total += other  # wraps in the ring, as masked sums do
-        opened = codec.decode(codec.from_sum(total, layout.length))
+        opened = codec.values_of(total, layout.length)
         padding.append(opened[layout.coordinates :])
         sums = layout.split(opened)
         columns += _columns(plan, sums, len(columns))

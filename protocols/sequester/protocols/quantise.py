@@ -130,6 +130,17 @@ class Codec:
         ]
         return np.concatenate(lanes)[:coordinates]
 
+    def values_of(self, total: Words, coordinates: int) -> NDArray[np.float64]:
+        """`decode(from_sum(total, coordinates))`, one block in cache at a time, float64 (coordinates,)."""
+        values = np.empty(coordinates)
+        n_words = self.words(coordinates)
+        for part in _blocks(0, n_words):
+            integers = self.from_sum(total[part], self.lanes * (part.stop - part.start)).reshape(self.lanes, -1)
+            for lane, row in enumerate(integers):
+                place = values[lane * n_words + part.start : lane * n_words + part.stop]
+                np.multiply(row[: len(place)], 2.0**-self.fraction_bits, out=place)
+        return values
+
     def decode(self, integers: NDArray[np.int64]) -> NDArray[np.float64]:
         """Real values of a sum of encodings."""
         return integers / float(2**self.fraction_bits)

@@ -255,7 +255,7 @@ class StudyRun:
 
     def _opened(self, outcome: Outcome, length: int) -> NDArray[np.float64]:
         codec = privacy.codec(self.study)
-        return codec.decode(codec.from_sum(outcome.total, length))
+        return codec.values_of(outcome.total, length)
 
     def _open_attempt(self, plan: Plan, step: int) -> int | None:
         """The attempt of a round that was open when the exchange was stopped, None where none was."""

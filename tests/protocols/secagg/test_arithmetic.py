@@ -83,3 +83,16 @@ def test_blocked_streams_equal_one_long_stream(word: type, offset: int | None) -
     np.testing.assert_array_equal(vector, plain)
     masks.add_streams(vector, keys[2:], keys[:2])
     np.testing.assert_array_equal(vector, np.arange(size, dtype=word))
+
+
+@pytest.mark.parametrize("word", [np.uint32, np.uint64])
+@pytest.mark.parametrize("length", [1, 32_768, 100_001])
+def test_sum_of_vectors_and_streams_in_one_pass_is_the_sum_of_both(word: type, length: int) -> None:
+    rng = np.random.default_rng(length)
+    vectors = [rng.integers(0, np.iinfo(word).max, length, dtype=word) for _ in range(3)]
+    keys = [bytes([k]) * 32 for k in range(1, 4)]
+    expected = vectors[0] + vectors[1] + vectors[2]
+    masks.add_streams(expected, keys[:2], keys[2:])
+    total = np.full(length, 77, dtype=word)  # what stood there before is not in the sum
+    masks.add_streams(total, keys[:2], keys[2:], vectors)
+    np.testing.assert_array_equal(total, expected)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from sequester.protocols import session
 from sequester.protocols.errors import PeerError
 from sequester.protocols.secagg import keys, masks
@@ -47,12 +45,14 @@ class Collecting(Unmasking):
         if not keys.is_signed(self.params.roster[sender], message.signature, statement):
             raise PeerError(f"the input of site {sender} is not signed by it")
         self._readied.add(sender)
-        if r.total is None:
-            r.total = np.array(y)
-        else:
+        if double:
+            r.inputs[sender] = message  # who of them is in the sum is not known before it is opened
+        else:  # nobody is ever left out: the vector itself need not be kept
+            if r.total is None:
+                r.total = self._room.array(r.start.length, y.dtype)
+                r.total.fill(0)
             r.total += y
-        # in strict mode nobody is ever taken back out: the vector itself need not be kept
-        r.inputs[sender] = message if double else replace(message, y=without_words(y))
+            r.inputs[sender] = replace(message, y=without_words(y))
         return self._close() if self._nobody_is_waited_for(r) else []
 
     def _nobody_is_waited_for(self, r: Open) -> bool:

@@ -113,10 +113,6 @@ class Unmasking(Gathering):
             if len(r.shares) + len(r.failed_boxes) < len(r.survivors):
                 return []  # more shares may still come
             return self._abandon("an opened seed does not match its commitment", tuple(sorted(r.shares)))
-        total = r.total
-        assert total is not None
-        for j in [j for j in r.inputs if j not in r.survivors]:
-            total -= r.inputs[j].y
         minus = [keys.self_key(seed, r.ctx) for seed in seeds.values()]
         plus: list[bytes] = []
         for i in r.survivors:
@@ -124,7 +120,8 @@ class Unmasking(Gathering):
                 if j not in r.survivors:
                     # site i added +PRG(k_ij) where j > i and -PRG(k_ij) where j < i: take it out again
                     (minus if j > i else plus).append(r.seeds[(i, j)])
-        masks.add_streams(total, plus, minus)
+        r.total = self._room.array(r.start.length, masks.word_type(self.params.ring_bits))
+        masks.add_streams(r.total, plus, minus, [r.inputs[i].y for i in r.survivors])
         return self._done(r)
 
     def _open_seeds(self, r: Open) -> dict[int, bytes] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sequester.protocols import session
+from sequester.protocols.memory import Room
 from sequester.protocols.quantise import Words
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.messages import (
@@ -70,6 +71,7 @@ class AggregatorState:
         self._closed: dict[int, tuple[int, int]] = {}  # site -> (highest closing counter, closings)
         self._readied: set[int] = set()
         self._round: Open | None = None
+        self._room = Room()  # of the sum: whoever was given the last one has read it
         self._cancels: dict[bytes, dict[int, CancelAck]] = {}
         self._earlier: dict[tuple[str, int], list[tuple[bytes, tuple[int, ...]]]] = {}
 

@@ -28,10 +28,14 @@ def word_type(ring_bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
     return np.dtype("<u4") if ring_bits == 32 else np.dtype("<u8")
 
 
-def add_streams(vector: Words, plus: Sequence[bytes], minus: Sequence[bytes] = ()) -> None:
+def add_streams(
+    vector: Words, plus: Sequence[bytes], minus: Sequence[bytes] = (), vectors: Sequence[Words] = ()
+) -> None:
     """Add the key streams of `plus` and subtract those of `minus`, in place, modulo the word size.
 
     vector: uint32 or uint64 (words,), contiguous. Keys: 32 bytes each, IV zero: a key belongs to exactly one stream.
+    Where `vectors` are given, of the same words each, their sum comes first, in place of what `vector` held: in the same
+    pass, since each pass over long vectors costs as much as a stream.
     """
     streams: list[tuple[CipherContext, np.ufunc]] = [
         (Cipher(AES(key), CTR(bytes(16))).encryptor(), np.add) for key in plus
@@ -46,6 +50,11 @@ def add_streams(vector: Words, plus: Sequence[bytes], minus: Sequence[bytes] = (
     for start in range(0, len(vector), per_block):
         part = vector[start : start + per_block]
         n_bytes = len(part) * size
+        for place, other in enumerate(vectors):
+            if place:
+                np.add(part, other[start : start + per_block], out=part)
+            else:
+                np.copyto(part, other[start : start + per_block])
         for stream, operation in streams:
             stream.update_into(zeros[:n_bytes], buffer)
             operation(part, scratch[: len(part)], out=part)
