@@ -16,10 +16,10 @@ from sequester.simulate.hospitals import Hospital, hospitals
 
 # People by ancestry (AFR, EUR, EAS) in relative numbers; how much likelier cases come; array; missing calls; file habits.
 FOUR = (
-    Hospital("harbor", (50, 150, 650), 1.0, 0.80, 0.020, "chr"),
+    Hospital("harbor", (50, 150, 1150), 1.0, 0.80, 0.020, "chr"),
     Hospital("lake", (300, 700, 100), 1.0, 0.90, 0.010, "swapped"),
-    Hospital("metro", (550, 500, 150), 3.0, 0.85, 0.015, "flipped"),
-    Hospital("north", (50, 1400, 50), 1.0, 1.00, 0.002),
+    Hospital("metro", (1050, 500, 150), 3.0, 0.85, 0.015, "flipped"),
+    Hospital("north", (50, 1100, 50), 1.0, 1.00, 0.002),
 )
 PUBLISHED = 16  # with age and sex 18 features
 

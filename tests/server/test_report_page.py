@@ -92,6 +92,10 @@ def test_the_equity_gap_is_the_largest_difference_between_groups_that_are_shown(
     shown = [group["auc"]["value"] for group in groups.values() if "auc" in group]
     assert len(shown) >= 2
     assert f"Equity gap in AUC {max(shown) - min(shown):.3f}" in first_page(data)
+    by = first_page(data).split("AUC by ancestry: ")[1].split("For the private")[0]
+    assert re.findall(r"(?:^|; )(\w+) (0\.\d{3})", by) == [
+        (name, f"{group['auc']['value']:.3f}") for name, group in groups.items() if "auc" in group
+    ]
 
 
 def test_a_withheld_group_is_named_and_none_of_its_figures_is_printed(private: Any) -> None:

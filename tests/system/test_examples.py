@@ -22,10 +22,12 @@ from examples.people import People
 from examples.ran import Ran
 from sequester.one_machine.consortium import edited
 from sequester.protocols import privacy
+from sequester.protocols.analyses.evaluation import EvaluationPlan, verified
 from sequester.protocols.analyses.registry import ANALYSES
 from sequester.protocols.study import Study, read_study
 from sequester.server.cli.study import templates
 from sequester.server.forecast import forecast
+from sequester.simulate.genomes import POPULATIONS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -55,6 +57,7 @@ def public_part(variants: int) -> dict[str, Any]:
         "covariates": [{"name": "sex", "kind": "binary", "values": ["0", "1"]}],
         "variants": [{"id": f"v{j}", "position": j + 1, **row} for j in range(variants)],
         "prevalence": "0.15",
+        "subgroup": "ancestry",
     }
 
 
@@ -67,6 +70,24 @@ def test_the_demo_asks_for_at_most_20_features_at_epsilon_3_and_is_worth_it(monk
     assert len(asked.features()) == 18 <= 20 and said.verdict == "good"
     assert said.promise is not None and float(asked.privacy.epsilon) == 3 and said.promise.pld <= 3
     assert len(demo.simulation.FOUR) == 4 and len({h.people for h in demo.simulation.FOUR}) == 4
+
+
+def test_the_demo_declares_groups_large_enough_for_intervals_and_one_that_nobody_belongs_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demo = script("demo/demo.py", monkeypatch)
+    people = np.array([hospital.people for hospital in demo.simulation.FOUR]).sum(axis=0)
+    lived = dict(zip(POPULATIONS, people / people.sum(), strict=True))
+    assert {name: float(share) for name, share in demo.ANCESTRIES.items()} == pytest.approx(
+        {"AMR": 0.005, **lived}, abs=0.01
+    )
+    sites = [{"id": hospital.name, "key": f"{i:064x}"} for i, hospital in enumerate(demo.simulation.FOUR, 1)]
+    fields = demo.study_fields(public_part(demo.simulation.PUBLISHED), demo.PEOPLE)
+    asked = study("risk-score", {**fields, "sites": sites})
+    held_out = asked.analysis("held_out")
+    assert isinstance(held_out, EvaluationPlan)
+    said = {group: verified(held_out, asked, group).why for group in (None, *demo.ANCESTRIES)}
+    assert [group for group, why in said.items() if why] == ["AMR"]
 
 
 @pytest.fixture

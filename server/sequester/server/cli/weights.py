@@ -56,3 +56,5 @@ def weights(
         f"{s['matched']} are in the panel of {s['reference_people']} people, {s['not_tested']} were not tested."
     )
     typer.echo("next: name it as a score of a study with an evaluation; how well it predicts is not known yet.")
+    if out.parent.resolve() == folder.resolve():
+        typer.echo(f"`study results {digest[:12]} --out {folder} --overwrite` names it in the report.")

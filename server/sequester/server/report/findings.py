@@ -38,6 +38,7 @@ class Headline:
     verdict: str
     tiles: tuple[Tile, ...] = ()
     warnings: tuple[str, ...] = ()
+    groups: str = ""
 
 
 def interval(auc: Result) -> str:
@@ -63,7 +64,7 @@ def headline(study: Study, analyses: Mapping[str, Result]) -> Headline:
     if "suppressed" in result:
         return Headline(f"Too few patients to say how good the model is: the count is {result['suppressed']}.")
     if "auc" in result:
-        return _discrimination_headline(result, on)
+        return _discrimination_headline(study, result, on)
     if "c_index" in result:
         return _time_headline(result, on)
     if "mean_absolute_error" in result:
@@ -98,7 +99,7 @@ def _time_headline(result: Result, on: str) -> Headline:
     return Headline(f"{said}be 50. Measured on {on}.", tuple(tiles), warnings)
 
 
-def _discrimination_headline(result: Result, on: str) -> Headline:
+def _discrimination_headline(study: Study, result: Result, on: str) -> Headline:
     auc = result["auc"]
     low, high = auc.get("low"), auc.get("high")
     said = f"Of 100 pairs of a case and a control, the model scores the case higher in {100 * auc['value']:.0f}"
@@ -117,12 +118,13 @@ def _discrimination_headline(result: Result, on: str) -> Headline:
     if result.get("groups"):
         gap, words = equity_gap(result["groups"])
         tiles.append(Tile("Equity gap in AUC", f"{gap:.3f}" if gap is not None else "not known", words))
-        hidden = [name for name, group in result["groups"].items() if "suppressed" in group]
-        if hidden:
-            warnings.append(f"No figures for {listed(hidden)}: too few patients, or withheld to protect such a group.")
+        if names := hidden(result["groups"]):
+            warnings.append(f"No figures for {listed(names)}: too few patients, or withheld to protect such a group.")
     else:
         warnings.append("No equity gap: the study names no groups to compare.")
-    return Headline(said, tuple(tiles), tuple(warnings))
+    shown = [f"{name} {interval(g['auc'])}" for name, g in result.get("groups", {}).items() if "auc" in g]
+    by = f"AUC by {study.cohort.subgroup}: {'; '.join(shown)}." if shown else ""
+    return Headline(said, tuple(tiles), tuple(warnings), by)
 
 
 def _error_headline(result: Result, on: str) -> Headline:
@@ -140,6 +142,11 @@ def _error_headline(result: Result, on: str) -> Headline:
         said += f" {100 * within:.0f} of 100 lie within 20\u00a0% of it."
         tiles.append(Tile("Within 20\u00a0%", f"{100 * within:.0f}\u00a0%", "of predictions, of the true value"))
     return Headline(said, tuple(tiles), ("No figures by group: this evaluation opens none.",))
+
+
+def hidden(groups: Mapping[str, Result]) -> list[str]:
+    """Names of the groups of whom nothing is told."""
+    return [name for name, group in groups.items() if "suppressed" in group]
 
 
 def equity_gap(groups: Mapping[str, Result]) -> tuple[float | None, str]:

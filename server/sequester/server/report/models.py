@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.study import Feature, Study
-from sequester.server.report import plots, prs_rs
+from sequester.server.report import fits, plots, prs_rs
 from sequester.server.report.pieces import (
     Figure,
+    Pairs,
     Part,
     Result,
     Table,
@@ -30,6 +32,10 @@ MOST_CELLS = 200
 
 def model(study: Study, name: str, mode: str, result: Result) -> Part:
     """The weights of one model, largest first; intervals only in exact mode."""
+    if "not_fitted" in result:
+        counted = scalars(_counted(study, result), skip={"intercept", "intercept_raw", "not_fitted"})
+        told = f"Not fitted: {result['not_fitted']}. Its weights are zeros that nobody should use."
+        return Part(name, (sentence(prs_rs.method(study, name)), told), ((None, counted),) if counted else ())
     rows = sorted(result["weights"], key=lambda row: -abs(row["standardised"]))
     honest = mode == "exact" and any("low" in row for row in rows)
     words = [sentence(prs_rs.method(study, name))]
@@ -39,7 +45,9 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
         words.append("No intervals: the fit gave none.")
     else:
         words.append("No intervals or tests on weights: none under noise has a verified coverage.")
-    if result.get("converged") is False:
+    if result.get("firth"):
+        words.append("Firth's penalty was used: without it a weight had no maximum, or the study asked for it.")
+    if result.get("converged") is False and "not_fitted" not in result:
         words.append("The fit did not converge in its rounds: read the weights with care.")
     if result.get("separated"):
         words.append(
@@ -58,10 +66,9 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
     first = f"The {len(drawn)} largest of {len(rows)} weights" if len(drawn) < len(rows) else "All weights"
     caption = f"{first} on the standardised scale" + (", with 95\u00a0% intervals." if honest else ".")
     caption += " One unit is a variant's standard deviation at its public frequency, or a column's public scale."
-    more = scalars(_counted(study, result), skip={"intercept", "intercept_raw", "intercept_se"})
-    pairs: list[tuple[Figure | None, Table | None]] = [
-        (Figure(svg, caption, True), _weights(study, name, rows, result, honest))
-    ]
+    more = scalars(_counted(study, result), skip={"intercept", "intercept_raw", "intercept_se", *fits.SHOWN})
+    pairs: Pairs = [(Figure(svg, caption, True), _weights(study, name, rows, result, honest))]
+    pairs += fits.beside(study, name, result)
     if more is not None:
         pairs.append((None, more))
     return Part(name, tuple(words), tuple(pairs))
@@ -70,22 +77,34 @@ def model(study: Study, name: str, mode: str, result: Result) -> Part:
 def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, honest: bool) -> Table:
     features = {feature.name: feature for feature in study.features()}
     plan = study.analysis(name)
-    ratio = "Odds ratio per unit" if getattr(plan, "family", "") == "logistic" else ""
-    ratio = "Hazard ratio per unit" if plan.kind == "survival" else ratio
-    head = ["Feature", "Kind", "Standardised", *(["95\u00a0% interval", "p"] if honest else []), "Per unit"]
-    head += [ratio] if ratio else []
+    ratio = _RATIOS.get(_scale(study, plan), "")
+    tested, summed = any("statistic" in row for row in rows), any("score" in row for row in rows)
+    head = ["Feature", "Kind", "Standardised", *(["95\u00a0% interval"] if honest else [])]
+    head += [
+        *(["t" if _scale(study, plan) == "outcome" else "z"] if tested else []),
+        *(["p"] if honest else []),
+        "Per unit",
+        *([ratio] if ratio else []),
+    ]
+    head += ["Sum before shrinkage"] if summed else []
     body = []
     for row in rows[:MOST_WEIGHTS]:
         cells = [row["name"], _per(row, features.get(row["name"])), digits(row["standardised"])]
         if honest and "low" in row:
-            cells += [f"{digits(row['low'], 3)} to {digits(row['high'], 3)}", p_value(row["p"])]
+            cells += [f"{digits(row['low'], 3)} to {digits(row['high'], 3)}"]
+            cells += [digits(row["statistic"], 3) if "statistic" in row else "—"] if tested else []
+            cells += [p_value(row["p"])]
         elif honest:
-            cells += [f"not estimated: {row.get('not_estimated', 'no reason given')}", "—"]
+            cells += [f"not estimated: {row.get('not_estimated', 'no reason given')}", *(["—"] if tested else []), "—"]
         cells.append(digits(row["per_unit"]))
         if ratio:
             cells.append(_ratio(row["per_unit"]))
+        if summed:
+            cells.append(digits(row["score"]))
         body.append(tuple(cells))
-    note = f"Intercept {digits(result['intercept_raw'])} on raw features, {digits(result['intercept'])} on standardised ones."
+    error = f" (SE {digits(result['intercept_se'], 3)})" if "intercept_se" in result else ""
+    standardised = f"{digits(result['intercept'])}{error}"
+    note = f"Intercept {digits(result['intercept_raw'])} on raw features, {standardised} on standardised ones."
     if getattr(plan, "model", "").startswith("cox"):
         note = "A Cox model has no intercept."
     if any(row["kind"] == "variant" for row in rows):
@@ -93,6 +112,17 @@ def _weights(study: Study, name: str, rows: Sequence[Result], result: Result, ho
     if len(rows) > MOST_WEIGHTS:
         note += f" The {MOST_WEIGHTS} largest of {len(rows)}; all are in results.json."
     return Table("Weights", tuple(head), tuple(body), note, words=(1,))
+
+
+_RATIOS = {"log odds": "Odds ratio per unit", "log hazard": "Hazard ratio per unit", "log rate": "Rate ratio per unit"}
+
+
+def _scale(study: Study, plan: Plan) -> str:
+    """What a weight adds to: log odds, log hazard, log rate, or the outcome itself."""
+    if plan.kind == "survival":
+        return "log hazard"
+    family = getattr(plan, "family", "logistic" if study.phenotype.kind == "binary" else "linear")
+    return {"logistic": "log odds", "poisson": "log rate"}.get(family, "outcome")
 
 
 def _counted(study: Study, result: Result) -> dict[str, object]:
@@ -129,18 +159,14 @@ def _per(row: Result, feature: Feature | None) -> str:
 def other(study: Study, name: str, result: Result) -> Part:
     """An analysis without weights: its grid or its single figures; what is longer is in results.json."""
     words = [sentence(prs_rs.method(study, name))]
-    pairs: list[tuple[Figure | None, Table | None]] = []
-    shown = (
-        {"variants", "passing", "failed"}
-        if "passing" in result
-        else {"cells", "margins", "axes"}
-        if "cells" in result
-        else set()
-    )
+    pairs: Pairs = []
+    shown: set[str] = set()
     if "passing" in result:
-        pairs.append((None, _quality(result)))
+        pairs, shown = [(None, _quality(result))], {"variants", "passing", "failed"}
     if "cells" in result:
-        pairs.append((None, _grid(result)))
+        pairs, shown = [(None, _grid(result)), *_margins(result)], {"cells", "margins", "axes"}
+    if "eigenvalues" in result:
+        pairs, shown = [(None, _components(result))], {"variants", "eigenvalues", "left_out"}
     if "suppressed" in result:
         words.append(sentence(withheld(result)))
     if (table := scalars(_counted(study, result), skip=shown | {"suppressed"})) is not None:
@@ -160,6 +186,25 @@ def _grid(result: Result) -> Table:
     )
     note += f"The first {MOST_CELLS} of {len(cells)} cells; all are in results.json." if len(cells) > MOST_CELLS else ""
     return Table("People in each cell", head, rows, note.strip(), words=tuple(range(1, len(head) - 1)))
+
+
+def _margins(result: Result) -> Pairs:
+    """People by each column alone; with one column the cells are it."""
+    if len(result["axes"]) < 2 or not result.get("margins"):
+        return []
+    rows = tuple(
+        (axis["column"], str(level), _people(people))
+        for axis, margin in zip(result["axes"], result["margins"], strict=True)
+        for level, people in zip(axis["levels"], margin["people"], strict=True)
+    )
+    return [(None, Table("People by each column alone", ("Column", "Level", "People"), rows, words=(1,)))]
+
+
+def _components(result: Result) -> Table:
+    rows = tuple((f"PC{k + 1}", digits(value)) for k, value in enumerate(result["eigenvalues"]))
+    left = len(result["left_out"])
+    note = f"Of the relationship matrix of {result['variants']:,} variants; {left:,} did not vary and were left out."
+    return Table("Components", ("Component", "Eigenvalue"), rows, note)
 
 
 def _people(value: object) -> str:

@@ -13,6 +13,7 @@ from sequester.protocols.study import Study
 from sequester.server.report import plots, prs_rs
 from sequester.server.report.pieces import (
     Figure,
+    Pairs,
     Part,
     Result,
     Table,
@@ -25,7 +26,6 @@ from sequester.server.report.pieces import (
 )
 
 MOST_TIMES = 8
-Pairs = list[tuple[Figure | None, Table | None]]
 
 
 def survival(study: Study, name: str, result: Result) -> Part:

@@ -8,7 +8,7 @@ except bytes, charges and ledger counters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -43,9 +43,10 @@ def report_html(study: Study, results: dict[str, Any], receipts: dict[str, dict[
 
 
 def render(
-    study: Study, digest: str, results: dict[str, Any], known: Mapping[str, Receipt], statement: Mapping[str, Any]
-) -> bytes:
-    """The page from receipts that were read and a certificate that was made."""
+    study: Study, digest: str, results: dict[str, Any], known: Mapping[str, Receipt], statement: Mapping[str, Any],
+    outputs: Sequence[tuple[str, str]] = (),
+) -> bytes:  # fmt: skip
+    """The page from receipts that were read and a certificate that was made; `outputs` are the files beside it, in words."""
     analyses: dict[str, Any] = results["analyses"]
     found = findings.headline(study, analyses)
     text = _template().render(
@@ -67,6 +68,7 @@ def render(
         federation=_federation(study, results),
         receipts=_receipts(study, known, statement),
         items=prs_rs.items(study, results),
+        outputs=outputs,
         limits=LIMITS,
         style=_text("report.css"),
     )

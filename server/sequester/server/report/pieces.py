@@ -38,6 +38,9 @@ class Tile:
     note: str
 
 
+Pairs = list[tuple[Figure | None, Table | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One analysis on the page; `pairs` are figures with their tables beside them."""

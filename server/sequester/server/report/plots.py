@@ -113,6 +113,19 @@ def forest(
     return _svg(f"forest-{name}", draw, (7.4, 0.8 + 0.27 * len(labels)), "Weights", words)
 
 
+def strengths(name: str, values: Sequence[float], errors: Sequence[float], chosen: float) -> str:
+    """Error of left-out patients by the strength of the penalty, on a logarithmic axis; the chosen one is marked."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(values, errors, color=TEAL, linewidth=1.2, marker="o", markersize=5)
+        axes.axvline(chosen, color=AMBER, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set(xscale="log", xlabel="Strength of the penalty", ylabel="Error of left-out patients")
+        axes.minorticks_off()
+
+    words = f"{len(values)} strengths; {chosen:.3g} was chosen, with an error of {min(errors):.4g}."
+    return _svg(f"strengths-{name}", draw, (3.9, 3.2), "Choice of the penalty", words)
+
+
 def manhattan(name: str, chromosome: Vector, position: Vector, score: Vector) -> str:
     """-log10 p (`score`) of variants in the order of the genome; chromosomes change colour, one alone is drawn in Mb.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sequester.protocols.analyses.penalised import PenalisedPlan
 from sequester.protocols.study import Column, Study
 
 
@@ -80,14 +81,21 @@ def method(study: Study, name: str) -> str:
     match plan.kind:
         case "glm":
             how = "clipped full-batch gradients" if plan.solver == "gradient" else "Newton's method"
-            how += " with Firth's penalty" if plan.firth == "always" else ""
-            return f"{plan.family} regression by {how}, {plan.rounds} rounds, {noise}"
+            how += {"always": " with Firth's penalty", "if_separated": ", with Firth's penalty if it separates"}.get(
+                plan.firth, ""
+            )
+            return f"{_FAMILY.get(plan.family, plan.family)} regression by {how}, {plan.rounds} rounds, {noise}"
         case "training":
             model = f"a network of {plan.hidden} hidden units" if plan.hidden else f"{plan.family} regression"
             how = "closed-form" if plan.gradients == "closed" else f"Opacus ({plan.gradients})"
             sampled = "full batch" if plan.rate == 1 else f"Poisson samples at rate {plan.rate}"
             how = f"{how} gradients clipped a patient, {sampled}"
-            return f"{model}, recipe {plan.recipe}, by {how}, {plan.rounds} rounds, {noise}"
+            how += (
+                f", {plan.local_steps} steps at a hospital in each round ({plan.strategy})"
+                if plan.local_steps > 1
+                else ""
+            )
+            return f"{model}, recipe {plan.recipe}, by {how}, {_rounds(plan.rounds)}, {noise}"
         case "linear":
             return f"least squares in one round, {noise}"
         case "evaluation":
@@ -112,18 +120,48 @@ def method(study: Study, name: str) -> str:
         case "burden":
             return f"burden and variance tests (SKAT) of {len(plan.genes)} genes, beside the covariates, {noise}"
         case "penalised":
-            return f"{'ridge regression' if plan.l1 == 0 else 'lasso' if plan.l1 == 1 else 'elastic net'}, {noise}"
+            return f"{_penalised(plan, study)}, {noise}"
         case "prs":
-            return f"one sum of each variant with the outcome, weights shrunken afterwards ({plan.shrinkage}), {noise}"
+            how = {"spike_and_slab": "shrunken afterwards by a spike and a slab", "none": "not shrunken"}[
+                plan.shrinkage
+            ]
+            return f"one sum of each feature with the outcome in one round, weights {how}, {noise}"
         case "calibration":
             return f"calibration of {plan.of} on {part_words(study, name)}, {noise}"
         case "reclassification":
             return f"risk categories by {plan.of} against {plan.against} on {part_words(study, name)}, {noise}"
         case "structure":
-            return f"principal components by orthogonal iteration over all hospitals together, {noise}"
+            return (
+                f"{plan.components} principal components by orthogonal iteration over all hospitals together, {noise}"
+            )
         case "heterogeneity":
             return f"Cochran's Q of hospitals' own estimates, {noise}"
     return f"{plan.kind}, {noise}"
+
+
+_FAMILY = {"poisson": "Poisson"}
+
+
+def _penalised(plan: PenalisedPlan, study: Study) -> str:
+    """Which penalty, how strong, and how it was solved."""
+    what = "ridge regression" if plan.l1 == 0 else "lasso" if plan.l1 == 1 else f"elastic net (l1 {plan.l1:f})"
+    how = {
+        "newton": "by Newton's method",
+        "gram": "by coordinate descent",
+        "conjugate_gradient": "by conjugate gradients",
+        "folds": "in one round",
+    }[plan.scheme]
+    if plan.grid:
+        chosen = f"chosen from {len(plan.grid)} declared ones by cross-validation in {study.cohort.folds} folds"
+    elif plan.fraction is not None:
+        chosen = f"{plan.fraction:f} of the smallest that leaves no variant"
+    else:
+        chosen = f"{plan.strength:f}"
+    return f"{what} {how}, strength {chosen}"
+
+
+def _rounds(count: int) -> str:
+    return "one round" if count == 1 else f"{count} rounds"
 
 
 def part_words(study: Study, name: str) -> str:

@@ -19,7 +19,7 @@ from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.release import Documents
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study, study_json
-from sequester.server.report import bounds, model_card, prs_rs, receipts, scans
+from sequester.server.report import bounds, model_card, outputs, prs_rs, receipts, scans
 from sequester.server.report.certificate import certificate, padding_limits
 from sequester.server.report.page import render
 from sequester.server.report.scoring_file import scoring_file
@@ -66,7 +66,6 @@ def write(
     statement = certificate(study, digest, results, known, standing, own)
     files = {
         "results.json": results_json,
-        "report.html": render(study, digest, results, known, statement),
         "certificate.json": _json(statement),
         "prs_rs.json": _json({item.name: {"answer": item.answer, "done": item.done} for item in prs_rs.items(study, results)}),
         "study.json": study_document,
@@ -77,6 +76,8 @@ def write(
         **({"release.json": _json(release_documents.json())} if standing.words else {}),
         **({"audit.json": audit} if audit is not None else {}),
     }  # fmt: skip
+    page = render(study, digest, results, known, statement, outputs.rows(files, folder, digest))
+    files = {"report.html": page, **files}
     paths = {folder / name: data for name, data in files.items()}
     if not overwrite:
         for path, data in paths.items():
@@ -109,7 +110,8 @@ def read(folder: Path) -> tuple[Study, str, dict[str, Any]]:
 def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict[str, bytes]:
     """File name -> scoring file of each model on the study's variants; the name carries the analysis where there are more."""
     found: dict[str, bytes] = {}
-    models = [p for p in study.analyses if "weights" in results["analyses"][p.name]["result"]]
+    of = {p.name: results["analyses"][p.name]["result"] for p in study.analyses}
+    models = [p for p in study.analyses if "weights" in of[p.name] and "not_fitted" not in of[p.name]]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", study.lineage).strip(".-") or "study"
     promise = privacy.promise(study)  # from the signed study: results.json is the exchange's word
     for plan in models:

@@ -6,6 +6,7 @@ page stays small and no dot that could be seen is missing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from sequester.protocols.analyses.association import glm_lines
 from sequester.protocols.study import Study
 from sequester.server.report import plots, prs_rs
 from sequester.server.report.findings import GENOME_WIDE
-from sequester.server.report.pieces import Figure, Part, Result, Table, digits, p_value, scalars, sentence
+from sequester.server.report.pieces import Figure, Pairs, Part, Result, Table, digits, p_value, scalars, sentence
 
 Vector = NDArray[np.float64]
 
@@ -85,6 +86,10 @@ def association(study: Study, name: str, result: Result) -> Part:
 def burden(study: Study, name: str, result: Result) -> Part:
     """The genes of one test, smallest p first, with every p value that the analysis gives."""
     words = [sentence(prs_rs.method(study, name))]
+    if "genes" not in result:
+        return Part(name, (*words, f"Not fitted: {result.get('not_fitted', 'no reason given')}."))
+    if not result.get("null_converged", True):
+        words.append("The model of the covariates did not converge: read the tests with care.")
     rows = sorted(result["genes"], key=lambda row: min(_p_values(row).values(), default=2.0))
     named = list(dict.fromkeys(key for row in rows for key in _p_values(row)))
     body = [
@@ -92,19 +97,31 @@ def burden(study: Study, name: str, result: Result) -> Part:
             row["gene"],
             str(row["variants"]),
             str(row["carriers"]),
+            digits(row["burden_z"], 3) if "burden_z" in row else "—",
             *(p_value(_p_values(row)[key]) if key in _p_values(row) else "—" for key in named),
             row.get("not_tested", ""),
         )
         for row in rows[: 2 * TOP]
     ]
-    head = ("Gene", "Variants", "Carriers", *(key.replace("_", " ") for key in named), "Not tested, because")
+    head = (
+        "Gene",
+        "Variants",
+        "Carriers",
+        "burden z",
+        *(key.replace("_", " ") for key in named),
+        "Not tested, because",
+    )
     tested = sum(1 for row in rows if _p_values(row))
     note = f"{tested:,} of {len(rows):,} genes tested; the usual limit for {tested:,} tests is {_small(0.05 / max(tested, 1))}."
     if len(rows) > len(body):
         note += f" The {len(body)} smallest p values; all are in the gene table and in results.json."
     table = Table("Genes", head, tuple(body), note, words=(len(head) - 1,))
+    pairs: Pairs = [(None, table)]
+    if reasons := Counter(row["not_tested"] for row in rows if "not_tested" in row):
+        counted = tuple((sentence(why).rstrip("."), f"{count:,}") for why, count in reasons.most_common())
+        pairs.append((None, Table("Genes not tested", ("Because", "Genes"), counted)))
     rest = scalars(result, {"genes"})
-    return Part(name, tuple(words), ((None, table), *(((None, rest),) if rest is not None else ())))
+    return Part(name, tuple(words), (*pairs, *(((None, rest),) if rest is not None else ())))
 
 
 def tables(study: Study, analyses: Mapping[str, Any]) -> dict[str, bytes]:
@@ -116,7 +133,7 @@ def tables(study: Study, analyses: Mapping[str, Any]) -> dict[str, bytes]:
             test = "linear" if null_model.is_linear(study) else "logistic.hybrid"
             text = "\n".join(glm_lines(study, result))
             found[f"{plan.name}.{study.phenotype.name}.glm.{test}"] = text.encode() + b"\n"
-        if plan.kind == "burden":
+        if plan.kind == "burden" and "genes" in result:
             columns = list(dict.fromkeys(key for row in result["genes"] for key in row))
             lines = ["\t".join(columns), *("\t".join(_cell(row.get(c)) for c in columns) for row in result["genes"])]
             found[f"{plan.name}.{study.phenotype.name}.genes.tsv"] = "\n".join(lines).encode() + b"\n"
