@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import training_cases
+from sequester.client.compute.training.constants import constants
 from sequester.protocols.study import Study
 
 MISSING = 0.005
@@ -50,10 +51,22 @@ def written(folder: Path, dosage: NDArray[np.int8], table: NDArray[np.float64], 
     return _finished(folder, table, outcome)
 
 
+def with_constants(folder: Path, of: Study) -> None:
+    """Add what `data freeze` keeps of the records beside the dosages of a study with closed-form gradients."""
+    found = constants(of.features(), np.load(folder / "dosage.npy", mmap_mode="r"))
+    for name, array in found.arrays().items():
+        np.save(folder / f"{name}.npy", array)
+    _manifest(folder)
+
+
 def _finished(folder: Path, table: NDArray[np.float64], outcome: NDArray[np.float64]) -> Path:
     np.save(folder / "table.npy", table)
     np.save(folder / "outcome.npy", outcome)
     np.save(folder / "split.npy", np.zeros((len(outcome), 3), dtype=np.int64))
+    _manifest(folder)
+    return folder
+
+
+def _manifest(folder: Path) -> None:
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.npy"))}
     (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": files}))
-    return folder

@@ -75,7 +75,9 @@ def compare(bench: Bench, folder: Path, features: int, patients: int, cell: str,
     study = store.study(features, {"kind": "training", "name": "fit", "gradients": "closed", "clip": "0.3"})
     plan = study.analyses[0]
     assert isinstance(plan, TrainingPlan)
-    cohort = StoredCohort(store.frozen(folder / f"{features}-{patients}", patients, features), study)
+    place = store.frozen(folder / f"{features}-{patients}", patients, features)
+    store.with_constants(place, study)
+    cohort = StoredCohort(place, study)
     weights = {"head.weight": np.random.default_rng(3).standard_normal((1, features + 1)) * 0.1}
     ours: dict[str, Any] = {}
 

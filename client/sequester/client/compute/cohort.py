@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequester.client.compute.training import closed
+from sequester.client.compute.training.constants import Constants, constants
 from sequester.client.compute.training.gradient import clipped_sum
 from sequester.client.compute.training.sampling import poisson_mask
 from sequester.protocols.analyses.cohort import ROWS, Block, Columns, Dosages, Part, standardised
@@ -40,6 +41,7 @@ class StoredCohort:
                     hint="freeze it again and approve again: `sequester-client data freeze`",
                 )
         self._study = study
+        self._folder, self._checked = folder, frozenset(manifest["files"])
         self._device = device
         self._features = study.features()
         self._dosage: NDArray[Any] = np.load(folder / "dosage.npy", mmap_mode="r")  # (patients, variants), -9 missing
@@ -94,7 +96,9 @@ class StoredCohort:
             rows = self._rows(plan.part)
             rows = rows[poisson_mask(len(rows), Decimal(plan.rate), os.urandom)]
             if self._linear is None:
-                self._linear = closed.Linear(self._features, self._dosage, self._table, self._outcome)
+                known = Constants.load(self._folder, self._checked, self._features)
+                known = known or constants(self._features, self._dosage)
+                self._linear = closed.Linear(self._features, self._dosage, self._table, self._outcome, known)
             return self._linear.clipped_sum(plan, rows, weights)
         return clipped_sum(plan, self._study, self.blocks(plan.part), weights, os.urandom, self._device)
 

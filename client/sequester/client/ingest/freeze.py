@@ -25,6 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from sequester.client.compute.genome.harmonise import match
+from sequester.client.compute.training import constants
 from sequester.client.config import Home, SiteConfig
 from sequester.client.ingest.cohort_genotypes import Genotypes, of_study
 from sequester.client.ingest.overlap import also_in
@@ -109,6 +110,8 @@ def freeze(home: Home, config: SiteConfig, study: Study, digest: str) -> Account
     }
     if event is not None:
         arrays["event"] = event[rows]
+    if constants.are_used_by(study):
+        arrays |= constants.constants(study.features(), dosage).arrays()
     shared = also_in(folder, [ids[i] for i in rows])
     for name, count in shared.items():
         sentences.append(f"{count} of these patients are in data set {name} as well: what was spent there counts here.")
