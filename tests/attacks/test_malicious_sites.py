@@ -55,9 +55,9 @@ ADVERTISED = pb.KeyAdvertisement(
 Spoil = Callable[[int, Message], list[tuple[int, Message]]]
 
 
-def run(n: int, spoil: Spoil) -> tuple[Adversary, Outcome | Abandoned]:
+def run(n: int, spoil: Spoil, mode: Mode = "double") -> tuple[Adversary, Outcome | Abandoned]:
     """One round of the product's aggregator over honest sites, whose every word `spoil` may replace or repeat."""
-    sites = Adversary(n, 1)
+    sites = Adversary(n, 1, mode=mode)
     aggregator = Aggregator(sites.params, 1.0)
     for adv in sites.advs:
         aggregator.handle(adv.index, adv)
@@ -215,11 +215,15 @@ def test_C23_site_speaks_in_the_name_of_another() -> None:
         run(4, spoil)
 
 
-def test_C23_input_is_counted_twice() -> None:
+@pytest.mark.parametrize("mode", ["strict", "double"])
+@pytest.mark.parametrize("more", [0, 1], ids=["the same", "another"])
+def test_C23_input_is_counted_twice_or_takes_the_firsts_place(mode: Mode, more: int) -> None:
     def spoil(i: int, message: Message) -> list[tuple[int, Message]]:
-        return [(i, message)] * (2 if isinstance(message, MaskedInput) else 1)
+        if not isinstance(message, MaskedInput):
+            return [(i, message)]
+        return [(i, message), (i, replace(message, y=MaskedVector(message.y + np.uint32(more))))]
 
-    sites, end = run(4, spoil)
+    sites, end = run(4, spoil, mode)
     assert isinstance(end, Outcome)
     exact_or_nothing(sites, end)
 
