@@ -49,6 +49,7 @@ from sequester.protocols.enrolment import (
 from sequester.protocols.errors import PeerError, SequesterError, SiteError
 from sequester.protocols.signing import fingerprint, raw_public, sha256, spoken
 
+_BUSY_S = (0.5, 1.0, 2.0)  # pauses before a call that the exchange had no time for is made again
 CALL_S = 15.0
 _NEW_TOKEN = "ask the coordinator for a new invitation"
 
@@ -308,6 +309,11 @@ def _stub(channel: grpc.Channel, method: str, request: Any) -> Any:
 
 def _ask(channel: grpc.Channel, method: str, request: Any) -> pb.EnrolmentAnswer:
     call = _stub(channel, method, request)
+    for pause in _BUSY_S:  # many hospitals behind one address: the exchange serves some calls a second
+        if call.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            break
+        time.sleep(pause)
+        call = _stub(channel, method, request)
     if call.code() is not grpc.StatusCode.OK:
         raise _fault(call, method)
     answer: pb.EnrolmentAnswer = call.result()
