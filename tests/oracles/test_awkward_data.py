@@ -41,6 +41,7 @@ PLANS: dict[str, list[dict[str, Any]]] = {
         {"kind": "heterogeneity", "name": "apart", "terms": ["c0", "v0"]},
         {"kind": "penalised", "name": "lasso", "l1": "1", "strength": "0.01", "rounds": 80},
         {"kind": "prs", "name": "one_shot", "prevalence": "0.3"},
+        {"kind": "heads", "name": "heads", "of": "fit", "columns": "table", "part": "all"},
         *JUDGED,
         {"kind": "calibration", "name": "right", "of": "lasso", "part": "all"},
         {
@@ -56,6 +57,7 @@ PLANS: dict[str, list[dict[str, Any]]] = {
         {"kind": "linear", "name": "fit", "features": "table"},
         {"kind": "linear", "name": "wide"},
         {**NEWTON, "name": "again", "family": "linear"},
+        {"kind": "heads", "name": "heads", "of": "wide", "columns": "table", "part": "all"},
         {"kind": "association", "name": "scan"},
         {
             "kind": "penalised",
@@ -302,7 +304,8 @@ def test_private_analyses_stay_finite_and_leave_nothing_out_by_name(situation: s
         cohort={"subgroup": "ancestry", "subgroup_values": ["AFR", "EUR"], "test_fraction": "0"},
         analyses=[
             PLANS["binary"][0], {"kind": "quality", "name": "quality"}, {"kind": "glm", "name": "fit", "rounds": 8},
-            {"kind": "prs", "name": "one_shot"}, {"kind": "evaluation", "name": "held_out", **of},
+            {"kind": "prs", "name": "one_shot"}, {"kind": "heads", "name": "heads", **of},
+            {"kind": "evaluation", "name": "held_out", **of},
             {"kind": "calibration", "name": "right", **of},
             {"kind": "reclassification", "name": "moved", **of, "against": "one_shot", "thresholds": ["0.3"]},
         ],

@@ -22,12 +22,13 @@ from sequester.protocols.errors import StudyError
 INFERENCE = {"se", "p", "low", "high", "statistic", "intercept_se", "per_unit_se", "i2", "q", "saddlepoint"}
 # fmt: off
 PLAIN = {
-    "absent", "at_risk", "auc", "average_precision", "axes", "band", "bands", "baseline_hazard", "bins", "brier", "c_index",
-    "calibration", "call_rate", "cells", "column", "curves", "deciles", "events", "expected_calibration_error", "failed",
-    "groups", "hardy_weinberg", "intercept", "intercept_raw", "interval", "kind", "level", "levels", "margins",
-    "mean_absolute_error", "minor_frequency", "nagelkerke_r2", "name", "net_benefit", "net_reclassification", "new",
-    "no_interval", "noise_sd", "non_events", "observed_over_expected", "observed_r2", "old", "over", "over_by_20_percent",
-    "passing", "people", "per_unit", "points", "roc", "root_mean_squared_error", "score", "share_with_effect", "shrinkage",
+    "absent", "at_risk", "auc", "average_precision", "axes", "band", "bands", "baseline_hazard", "bins", "brier",
+    "c_index", "calibration", "call_rate", "cells", "column", "curves", "data_weight", "deciles", "events",
+    "expected_calibration_error", "failed", "groups", "hardy_weinberg", "intercept", "intercept_moved", "intercept_raw",
+    "interval", "kind", "level", "levels", "margins", "mean_absolute_error", "minor_frequency", "moved",
+    "nagelkerke_r2", "name", "net_benefit", "net_reclassification", "new", "no_interval", "noise_sd", "non_events",
+    "observed_over_expected", "observed_r2", "of", "old", "over", "over_by_20_percent", "passing", "people", "per_unit",
+    "points", "pooled_times", "prior_sd", "roc", "root_mean_squared_error", "score", "share_with_effect", "shrinkage",
     "standardised", "suppressed", "survival", "threshold", "time", "top_against_bottom_odds", "treat_all", "under",
     "under_by_20_percent", "unit", "value", "variants", "weights", "within_20_percent",
 }
@@ -71,6 +72,10 @@ PRIVATE: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {
     "reclassification": [
         ("binary", [MODEL, MODEL | {"name": "old", "leave_out": ["age"]},
                     {"kind": "reclassification", "name": "moved", "of": "model", "against": "old", "thresholds": ["0.2"]}]),
+    ],
+    "heads": [
+        ("binary", [MODEL, {"kind": "heads", "name": "heads", "of": "model", "columns": "table"}]),
+        ("quantitative", [LINE, {"kind": "heads", "name": "heads", "of": "model"}]),
     ],
     "counts": [("binary", [{"kind": "counts", "name": "grid", "axes": [{"column": "case"}, {"column": "ancestry"}]}])],
     "quality": [("binary", [{"kind": "quality", "name": "calls"}])],

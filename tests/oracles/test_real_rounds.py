@@ -28,6 +28,13 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "quantitative": (HEIGHT, [{"kind": "association"}]),
     "burden": (BINARY, [{"kind": "burden", "genes": [{"name": "A", "variants": ["v0", "v1", "v2"]}]}]),
     "heterogeneity": (BINARY, [{"kind": "heterogeneity", "terms": ["c0", "v0", "v1"]}]),
+    "heads": (
+        BINARY,
+        [
+            {"kind": "glm", "name": "pooled", "solver": "newton", "rounds": 20, "features": "table"},
+            {"kind": "heads", "of": "pooled", "columns": "table"},
+        ],
+    ),
     "cox": (TIME, [{"kind": "survival", "model": "cox", "bins": 240, "features": "table"}]),
     "cox_by_site": (TIME, [{"kind": "survival", "model": "cox_by_site", "features": "table"}]),
     "hazard": (TIME, [{"kind": "survival", "model": "hazard", "features": "table"}]),
@@ -44,7 +51,8 @@ def study_of(name: str) -> Study:
     phenotype, plans = CASES[name]
     named = [{"name": "last", "mode": "exact", "part": "all", **plan} for plan in plans]
     return contracts.study(
-        phenotype=phenotype, variants=variants(V), cohort={}, analyses=named,
+        phenotype=phenotype, variants=variants(V), analyses=named,
+        cohort={"subgroup": "ancestry", "subgroup_values": ["AFR", "EUR"]} if name == "heads" else {},
         covariates=[
             {"name": f"c{j}", "kind": "quantitative", "lower": "-9", "upper": "9", "centre": "0", "scale": "1"} for j in range(2)
         ],
@@ -75,7 +83,9 @@ def test_fixed_point_leaves_every_number_of_the_result_where_it_was(name: str) -
     else:
         time, end = rng.exponential(8 * np.exp(-z)), rng.uniform(1, 12, ALL)
         y, event = np.minimum(time, end), (time <= end).astype(float)
-    cohorts = plain_loop.split(plain_loop.patients(study, y, table=x, dosage=g, event=event), SIZES)
+    strata = rng.integers(0, 3, ALL) if name == "heads" else None
+    whole = plain_loop.patients(study, y, table=x, dosage=g, event=event, strata=strata)
+    cohorts = plain_loop.split(whole, SIZES)
     plain, rounded = (
         numbers({n: done.result for n, done in plain_loop.run(study, cohorts, fixed_point=fixed).items()})
         for fixed in (False, True)

@@ -35,6 +35,7 @@ PRIVATE_INSTEAD = {
     "prs": "prs (private)",
     "calibration": "calibration (private)",
     "reclassification": "reclassification (private)",
+    "heads": "heads (private)",
 }
 
 
@@ -53,7 +54,8 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     analyses: tuple[str, ...] = (
-        "glm", "linear", "evaluation", "training", "counts", "quality", "prs", "survival", "calibration", "reclassification"
+        "glm", "linear", "evaluation", "training", "counts", "quality", "prs", "survival", "calibration", "reclassification",
+        "heads",
     )  # fmt: skip
     exact: tuple[str, ...] = ()
     exact_iterative: bool = False

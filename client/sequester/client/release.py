@@ -24,6 +24,7 @@ from sequester.protocols.accounting import epsilon_pld
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Sums
 from sequester.protocols.analyses.cohort import Block, Cohort, Part
 from sequester.protocols.analyses.glm import GlmPlan
+from sequester.protocols.analyses.heads import HeadsPlan
 from sequester.protocols.analyses.linear import LinearPlan
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.analyses.survival import SurvivalPlan
@@ -31,7 +32,7 @@ from sequester.protocols.analyses.training import TrainingPlan, bounded, local_r
 from sequester.protocols.errors import StudyError
 from sequester.protocols.evidence import Measured, check_moments, check_padding, gdp_auc_bound, one_run_bound
 from sequester.protocols.release import Form, Tried, models
-from sequester.protocols.study import CohortRule, Study, Variant
+from sequester.protocols.study import CohortRule, Score, Study, Variant
 
 Vector = NDArray[np.float64]
 Share = Callable[[Study, Plan, int, int], NDArray[np.int64] | None]
@@ -128,7 +129,7 @@ def claimed_epsilon(study: Study, plan: Plan) -> float:
 
 def _opens_products(plan: Plan) -> bool:
     """True where the sums hold a product of every two columns, so that a plan has few columns."""
-    return isinstance(plan, LinearPlan) or (isinstance(plan, GlmPlan) and plan.solver == "newton")
+    return isinstance(plan, LinearPlan | HeadsPlan) or (isinstance(plan, GlmPlan) and plan.solver == "newton")
 
 
 def _verdict(study: Study, plan: Plan, size: Size, share: Share, rng: np.random.Generator, tell: Tell) -> Verdict:
@@ -155,7 +156,7 @@ def sensitivity(study: Study, plan: Plan, width: int, pairs: int, rng: np.random
     """Neighbouring simulated cohorts, ordinary and extreme: the integers of the contribution move by at most C_int."""
     study, plan = _audit_study(study, plan, width)
     analysis, layout, codec = analysis_of(plan), privacy.layout(study, plan, 0), privacy.codec(study)
-    first = analysis.start(plan, study, {}).broadcast
+    first = analysis.start(plan, study, _earlier(plan, study)).broadcast
     bound, worst = privacy.clip_int(study, plan, layout), 0.0
     if isinstance(plan, TrainingPlan) and plan.rate < 1:
         plan = plan.model_copy(update={"rate": Decimal(1)})  # the same patients on both sides of the pair
@@ -233,8 +234,8 @@ def canary_run(study: Study, plan: Plan, size: Size, share: Share, rng: np.rando
 def _train(of: Study, plan: Plan, cohorts: list[Cohort], share: Share) -> tuple[Finished, Vector, list[Vector]]:
     """The plan's rounds through the gate's own path: the model, each column's sum over the rounds, the padding."""
     analysis, codec = analysis_of(plan), privacy.codec(of)
-    following, padding = analysis.start(plan, of, {}), []
-    columns = np.zeros(len(of.variants))
+    following, padding = analysis.start(plan, of, _earlier(plan, of)), []
+    columns = np.zeros(len(of.features()))
     for step in range(privacy.rounds(of, plan)):
         layout = privacy.layout(of, plan, step)
         words = [_words(of, plan, layout, cohort, following.broadcast, step, share) for cohort in cohorts]
@@ -275,6 +276,8 @@ def _columns(plan: Plan, sums: Sums, features: int) -> Vector:
         upper = np.zeros((features + 1, features + 1))
         upper[np.triu_indices(features + 1)] = sums["xx"][0]
         return -np.diag(upper)[1:]  # a square is there whatever the label
+    if isinstance(plan, HeadsPlan):
+        return -sums["score"][0, 1 : 1 + features]  # the intercept stands before them, the pooled predictor after them
     if not isinstance(plan, TrainingPlan):
         # a score points against a gradient; with products its first place is the intercept's
         return sums["gradient"] if "gradient" in sums else -sums["score"][-features:]
@@ -289,7 +292,8 @@ def _columns(plan: Plan, sums: Sums, features: int) -> Vector:
 def _logit(plan: Plan, of: Study, finished: Finished, x: Vector) -> Vector:
     if isinstance(plan, TrainingPlan) and plan.hidden:
         return network_score(bounded(finished.state), records(plan, of, x))
-    return np.asarray(x @ finished.state["w"], dtype=np.float64)
+    w = finished.state["head_w"][0] if isinstance(plan, HeadsPlan) else finished.state["w"]
+    return np.asarray(x @ w, dtype=np.float64)
 
 
 def _heavier(plan: Plan) -> float:
@@ -301,13 +305,17 @@ def _heavier(plan: Plan) -> float:
 
 def _reach(plan: Plan) -> float:
     """How far a record's own column may reach: in a linear model the bound on its norm, the intercept's 1 taken out."""
+    if isinstance(plan, HeadsPlan):
+        return float(plan.record_norm)
     return float(np.sqrt(float(plan.record_norm) ** 2 - 1)) if isinstance(plan, LinearPlan) else 1.0
 
 
 def _scales(plan: Plan, of: Study) -> Vector:
     if isinstance(plan, TrainingPlan):
         return scales(plan, of)
-    p = len(of.variants)
+    p = len(of.features())
+    if isinstance(plan, HeadsPlan):
+        return np.full(p, (p + 1) ** -0.5)
     return np.full(p, p**-0.5 if plan.kind == "prs" or getattr(plan, "over_sqrt_p", False) else 1.0)
 
 
@@ -323,6 +331,12 @@ def _audit_study(study: Study, plan: Plan, columns: int) -> tuple[Study, Plan]:
     """The same sites, privacy and plan over so many made-up variants; it is run here and never signed."""
     if plan not in models(study):
         raise StudyError(f"analysis {plan.name} leaves no private model", hint="the release gate is about those alone")
+    if isinstance(plan, HeadsPlan):  # one group's head over so many scores, of a pooled model that weighs nothing
+        scores = tuple(Score(name=f"v{j}", weights=(), mean=Decimal(0), sd=Decimal(1)) for j in range(columns))
+        plan = plan.model_copy(update={"part": "all"})
+        one = CohortRule(subgroup="group", subgroup_values=("one",))
+        parts = {"variants": (), "covariates": (), "scores": scores, "cohort": one}
+        return study.model_copy(update=parts | {"analyses": (study.analysis(plan.of), plan)}), plan
     variants = tuple(
         Variant(id=f"v{j}", chromosome="1", position=1 + j, effect="A", other="G", frequency=Decimal("0.3"))
         for j in range(columns)
@@ -333,6 +347,13 @@ def _audit_study(study: Study, plan: Plan, columns: int) -> tuple[Study, Plan]:
         update={"variants": variants, "covariates": (), "scores": (), "cohort": CohortRule(), "analyses": (plan,)}
     )
     return of, plan
+
+
+def _earlier(plan: Plan, of: Study) -> dict[str, Finished]:
+    """What the plan's analysis is of: heads are of a model, here one that weighs nothing."""
+    if not isinstance(plan, HeadsPlan):
+        return {}
+    return {plan.of: Finished({}, {"w": np.zeros(len(of.features())), "b": np.zeros(1)})}
 
 
 def _patients(rng: np.random.Generator, n: int, p: int) -> tuple[Vector, Vector]:

@@ -15,6 +15,8 @@ import numpy as np
 from sequester.protocols import accounting, arrays, session
 from sequester.protocols.accounting import Event
 from sequester.protocols.analyses.analysis import Changing, Finished, Layout, State
+from sequester.protocols.analyses.evaluation import subgroups
+from sequester.protocols.analyses.heads import HeadsPlan
 from sequester.protocols.analyses.linear import LinearPlan
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.analyses.structure import StructurePlan, standardisation
@@ -291,6 +293,9 @@ class _Models(dict[str, Finished]):
             elif isinstance(plan, LinearPlan):
                 folds = study.cohort.folds if plan.mode == "exact" else 1
                 state |= {"fold_w": np.zeros((folds, p)), "fold_b": np.zeros(folds)}
+            elif isinstance(plan, HeadsPlan):
+                g = len(subgroups(study))
+                state |= {"head_w": np.zeros((g, p)), "head_b": np.zeros(g)}
             elif isinstance(plan, StructurePlan):
                 state = standardisation(study, min(plan.components, len(study.variants)))
             self[plan.name] = Finished({}, state)

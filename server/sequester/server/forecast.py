@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sequester.protocols import accounting, privacy, session
+from sequester.protocols.analyses import heads
 from sequester.protocols.analyses.cohort import chosen
 from sequester.protocols.analyses.evaluation import EvaluationPlan, group_shares, verified
 from sequester.protocols.analyses.registry import Plan, leaves_a_model
@@ -110,6 +111,8 @@ def utilities(study: Study) -> tuple[Utility, ...]:
 
 def _utility(study: Study, plan: Plan) -> Utility:
     d = len(chosen(study, getattr(plan, "features", "all"), getattr(plan, "leave_out", ())))
+    if isinstance(plan, heads.HeadsPlan):
+        d = heads.columns(plan, study) * len(study.cohort.subgroup_values)
     charged = [event for event in privacy.events(study) if event.analysis == plan.name]
     epsilon = accounting.epsilon_pld(charged, float(study.privacy.delta))
     reach = study.n0 * epsilon

@@ -24,10 +24,12 @@ from scipy.stats import rankdata
 
 from sequester.protocols import privacy
 from sequester.protocols.analyses.cohort import Block
+from sequester.protocols.analyses.heads import HeadsPlan
 from sequester.protocols.analyses.loop import without_noise
 from sequester.protocols.analyses.registry import leaves_a_model
 from sequester.protocols.analyses.training import TrainingPlan, network_score, records
-from sequester.protocols.analyses.weights import sigmoid
+from sequester.protocols.analyses.weights import judged as judged_by
+from sequester.protocols.analyses.weights import sent, sigmoid
 from sequester.protocols.errors import StudyError
 from sequester.protocols.study import Study, study_json
 from sequester.server.forecast import Utility, forecast
@@ -262,13 +264,22 @@ def judged(
     block = others.everybody("all")
     models = tuple(plan for plan in study.analyses if plan.name in wanted and leaves_a_model(plan))
     linear = tuple(plan for plan in models if not getattr(plan, "hidden", 0))
+    under = {plan.of for plan in linear if isinstance(plan, HeadsPlan)} | {plan.name for plan in linear}
+    linear = tuple(plan for plan in study.analyses if plan.name in under)
     bare = without_noise(study.model_copy(update={"analyses": linear}), trained) if linear else {}
     pooled = _pooled(study, trained, block)
     for row in rows:
         plan = study.analysis(row["analysis"])
         result = results["analyses"][plan.name]["result"]
-        private = _agreement(study, _scores(study, plan, result, block.x), block)
-        noiseless = _agreement(study, block.x @ bare[plan.name].state["w"], block) if plan.name in bare else None
+        if isinstance(plan, HeadsPlan):
+            pooled_result = results["analyses"][plan.of]["result"]
+            private = _agreement(study, heads_scores(study, pooled_result, result, block), block)
+        else:
+            private = _agreement(study, _scores(study, plan, result, block.x), block)
+        noiseless = None
+        if plan.name in bare:
+            found = sent(bare[plan.name].state)
+            noiseless = _agreement(study, judged_by(block, found["w"], found["b"]), block)
         row |= {"measure": _MEASURES[study.phenotype.kind], "private": private, "without_noise": noiseless,
                 "pooled": pooled, "people": len(block.y)}  # fmt: skip
         if noiseless is not None:
@@ -285,6 +296,23 @@ def _scores(study: Study, plan: Any, result: Mapping[str, Any], x: Vector) -> Ve
         return network_score({name: np.asarray(w) for name, w in result["network"].items()}, records(plan, study, x))
     weight = {row["name"]: float(row["standardised"]) for row in result["weights"]}
     return np.asarray(x @ np.array([weight.get(feature.name, 0.0) for feature in study.features()]))
+
+
+def heads_scores(study: Study, pooled: Mapping[str, Any], result: Mapping[str, Any], block: Block) -> Vector:
+    """The released heads' predictor of each person, by the head of their own group; who has none, by the pooled model."""
+    names = {f.name: j for j, f in enumerate(study.features())}
+    w, b = np.zeros(len(names)), float(pooled["intercept"])
+    for row in pooled["weights"]:
+        w[names[row["name"]]] = float(row["standardised"])
+    score = block.x @ w + b
+    for g, group in enumerate(study.cohort.subgroup_values):
+        head, rows = result["groups"][group], block.strata == g
+        if "suppressed" not in head:
+            own = w * float(head["pooled_times"])
+            for row in head["weights"]:
+                own[names[row["name"]]] = float(row["standardised"])
+            score[rows] = block.x[rows] @ own + float(head["intercept"])
+    return np.asarray(score)
 
 
 def _agreement(study: Study, score: Vector, block: Block) -> float:

@@ -18,11 +18,11 @@ from sequester.protocols.analyses import exact_glm
 from sequester.protocols.analyses.analysis import Broadcast, Finished, Layout, Next, State, Sums
 from sequester.protocols.analyses.cohort import Cohort, Part, Result
 from sequester.protocols.analyses.counts import noise_sd
-from sequester.protocols.analyses.evaluation import score_sd, subgroups
+from sequester.protocols.analyses.evaluation import subgroups
 from sequester.protocols.analyses.metrics import by_group
 from sequester.protocols.analyses.newton import Estimates, inverse
 from sequester.protocols.analyses.plan import AnalysisPlan
-from sequester.protocols.analyses.weights import predictor, sigmoid
+from sequester.protocols.analyses.weights import judged, score_sd, sent, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -63,22 +63,21 @@ class Calibration:
         return True
 
     def start(self, plan: CalibrationPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
-        model = earlier[plan.of].state
         g = len(subgroups(study)) + 1
-        state = {"w": model["w"], "b": model["b"]}
+        state: State = dict(sent(earlier[plan.of].state))
         if plan.mode == "exact":
             # a start at the claim itself: slope 1, intercept 0
-            state |= _packed([exact_glm.fresh(np.array([0.0, 1.0]), False) for _ in range(g)])
+            state |= exact_glm.packed([exact_glm.fresh(np.array([0.0, 1.0]), False) for _ in range(g)])
         return Next(state, _to_all(state))
 
     def contribution(
         self, plan: CalibrationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int
     ) -> Sums:
-        w, b = np.asarray(broadcast["w"], dtype=np.float64), float(broadcast["b"][0])
+        w, b = np.asarray(broadcast["w"], dtype=np.float64), np.asarray(broadcast["b"], dtype=np.float64)
         sums = {name: np.zeros(shape) for name, shape in self.layout(plan, study, step).fields}
-        inner = _edges(w, b, plan.bins)
+        inner = _edges(w if w.ndim == 1 else w[0], float(b[0]), plan.bins)
         for block in cohort.blocks(plan.part):
-            z = np.clip(predictor(block.x, w, b), -50.0, 50.0)
+            z = np.clip(judged(block, w, b), -50.0, 50.0)
             x = np.column_stack([np.ones(len(z)), z])
             if "bins" in sums:
                 at = np.searchsorted(inner, z, side="right")
@@ -101,7 +100,7 @@ class Calibration:
             state = {**state, "bins": sums["bins"]}
         last = step + 1 >= plan.rounds
         fits = []
-        for g, fit in enumerate(_fits(state)):
+        for g, fit in enumerate(exact_glm.unpacked(state)):
             if not fit["done"][0]:
                 fit = fit if step else {**fit, "people": sums["people"][g]}
                 n, cases, _ = (float(v) for v in fit["people"])
@@ -111,24 +110,15 @@ class Calibration:
                 else:
                     fit = {**fit, "done": np.ones(1)}
             fits.append(fit)
-        new = {**state, **_packed(fits)}
+        new = {**state, **exact_glm.packed(fits)}
         if last or all(fit["done"][0] for fit in fits):
             return Finished(_report(plan, study, state["bins"], fits), {})
         return Next(new, _to_all(new))
 
 
 def _to_all(state: State) -> Broadcast:
-    sent: Broadcast = {"w": state["w"], "b": state["b"]}
-    return sent | ({"betas": state["f.beta"]} if "f.beta" in state else {})
-
-
-def _packed(fits: list[State]) -> State:
-    return {f"f.{name}": np.array([fit[name] for fit in fits]) for name in fits[0]}
-
-
-def _fits(state: State) -> list[State]:
-    names = [name for name in state if name.startswith("f.")]
-    return [{name[2:]: state[name][g] for name in names} for g in range(len(state["f.beta"]))]
+    weights: Broadcast = {"w": state["w"], "b": state["b"]}
+    return weights | ({"betas": state["f.beta"]} if "f.beta" in state else {})
 
 
 def _edges(w: Vector, b: float, bins: int) -> Vector:

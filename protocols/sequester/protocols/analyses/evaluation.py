@@ -4,7 +4,8 @@ Binary outcome: one histogram of scores by outcome (and by subgroup, disjoint), 
 ROC, precision, deciles and calibration are post-processing of it; exact mode adds eight sums. A time: one histogram of
 follow-up by score by event, for the C-index. One patient is one cell: sensitivity 1. Quantitative outcome: patients,
 absolute and squared error on the outcome's own scale, how many predictions lie within 20 % and how many above, each
-bounded by a public error bound. With `folds` each patient is judged by the model that left their fold out.
+bounded by a public error bound. With `folds` each patient is judged by the model that left their fold out; of heads, by
+that of their own group, in bins of the pooled model.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sequester.protocols.analyses.metrics import (
 )
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
 from sequester.protocols.analyses.training import TrainingPlan, bounded, network_score, records
-from sequester.protocols.analyses.weights import predictor, sigmoid
+from sequester.protocols.analyses.weights import judged, predictor, score_sd, sent, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Column, Study
@@ -118,7 +119,8 @@ class Evaluation:
         elif plan.folds:
             broadcast = {"w": model["fold_w"], "b": model["fold_b"]}
         else:
-            broadcast = {"w": model["w"][None, :], "b": model["b"]}
+            found = sent(model)
+            broadcast = {"w": np.atleast_2d(found["w"]), "b": found["b"]}
         return Next(dict(broadcast), broadcast)
 
     def contribution(self, plan: EvaluationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int) -> Sums:
@@ -272,8 +274,9 @@ def _score(plan: EvaluationPlan, study: Study, model: Broadcast, block: Block) -
         assert isinstance(trained, TrainingPlan)
         return network_score(bounded(model), records(trained, study, block.x))
     w, b = np.asarray(model["w"], dtype=np.float64), np.asarray(model["b"], dtype=np.float64)
-    which = block.fold if plan.folds else np.zeros(len(block.y), dtype=np.int64)
-    return predictor(block.x, w[which], b[which])
+    if plan.folds:
+        return predictor(block.x, w[block.fold], b[block.fold])
+    return judged(block, w if len(w) > 1 else w[0], b)
 
 
 def _spread(model: Broadcast) -> tuple[float, float]:
@@ -294,11 +297,6 @@ def bin_centres(bins: int) -> Vector:
     from scipy.special import ndtri
 
     return np.asarray(ndtri((np.arange(bins) + 0.5) / bins), dtype=np.float64)
-
-
-def score_sd(w: Vector) -> float:
-    """The score's standard deviation were the standardised features independent: a public scale for the edges."""
-    return max(float(np.sqrt((w * w).sum())), 1e-12)
 
 
 def discrimination(cells: Vector, noise_sd: float, floor: int, silent: str | None = None) -> Result:
@@ -342,7 +340,9 @@ def declared(plan: EvaluationPlan, study: Study, group: str | None) -> tuple[tup
     n0 is a public divisor of those that train, or of everybody: the two ends allow for both. The share of cases is the
     evaluation's own or that of the model it judges. A group has its declared share of the people, and as many cases.
     """
-    cases = plan.cases if plan.cases is not None else getattr(study.analysis(plan.of), "prevalence", None)
+    of = study.analysis(plan.of)
+    of = study.analysis(of.of) if of.kind == "heads" else of
+    cases = plan.cases if plan.cases is not None else getattr(of, "prevalence", None)
     shares = group_shares(study)
     if cases is None or not 0 < cases < 1 or (group is not None and not shares.get(group)):
         return None

@@ -8,7 +8,7 @@ A round of the second kind fills `score` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,17 @@ def fresh(beta: Vector, firth: bool) -> State:
         "firth": np.array([int(firth)]), "people": np.zeros(3), "score": np.zeros(0), "value": np.zeros(1),
         "why": np.zeros(d, dtype=np.int64), "gone": np.zeros(d, dtype=np.uint8), "done": np.zeros(1),
     }  # fmt: skip
+
+
+def packed(fits: Sequence[State]) -> State:
+    """Several fits as one state, each array stacked under `f.` and its name."""
+    return {f"f.{name}": np.array([fit[name] for fit in fits]) for name in fits[0]}
+
+
+def unpacked(state: State) -> list[State]:
+    """The fits that `packed` put together."""
+    names = [name for name in state if name.startswith("f.")]
+    return [{name[2:]: state[name][g] for name in names} for g in range(len(state["f.beta"]))]
 
 
 def _broadcast(state: State) -> Broadcast:
@@ -138,15 +149,25 @@ def combine(plan: GlmPlan, study: Study, state: State, sums: Sums, step: int) ->
     return _result(plan, study, new) if step + 1 >= plan.rounds or new["done"][0] else Next(new, _broadcast(new))
 
 
-def progressed(state: State, sums: Mapping[str, Vector], family: str, firth: str, study: Study, last: bool) -> State:
-    """The fit after one more opened sum; `done` is 1 where it is at an end, `gone` marks separated columns."""
+def progressed(
+    state: State, sums: Mapping[str, Vector], family: str, firth: str, study: Study, last: bool,
+    prior: Vector | None = None,
+) -> State:  # fmt: skip
+    """The fit after one more opened sum; `done` is 1 where it is at an end, `gone` marks separated columns.
+
+    `prior` (d,) is the precision of a normal prior around 0: with it every column has a maximum, and none is separated.
+    """
     if len(state["score"]):  # the second round of a Firth iteration
         move = {**state, "score": np.zeros(0)}
         total, value = state["score"] + sums["score"], float(state["value"][0])
         new = advance(move, state["information"], total, value, FIRTH_TOLERANCE, STEP_CAP)
         return {**new, "done": new["converged"]}
     information = symmetric(sums["information"], len(state["beta"]))
-    value = float(sums["log_likelihood"][0])
+    score, value = sums["score"], float(sums["log_likelihood"][0])
+    if prior is not None:
+        beta = np.asarray(state["beta"], dtype=np.float64)
+        information = information + np.diag(prior)
+        score, value = score - prior * beta, value - 0.5 * float(prior @ beta**2)
     if not state["first"].any():
         kept, why = estimable(information)
         reasons = np.array([REASONS.index(reason) for reason in why])
@@ -157,11 +178,11 @@ def progressed(state: State, sums: Mapping[str, Vector], family: str, firth: str
         value += 0.5 * float(np.linalg.slogdet(information[np.ix_(kept, kept)])[1])
         best = float(state["best"][0])
         if value >= best - 1e-9 * (1 + abs(best)) or float(state["halved"][0]) >= HALVINGS:
-            held = {"information": information, "score": sums["score"], "value": np.array([value])}
+            held = {"information": information, "score": score, "value": np.array([value])}
             return {**state, **held, "best": held["value"]}
     tolerance = max(TOLERANCE, resolution(information, kept, len(study.sites), study.aggregation.fraction_bits))
-    new = advance(state, information, sums["score"], value, tolerance, np.inf if family == "linear" else STEP_CAP)
-    if family == "logistic" and not penalised and float(new["halved"][0]) == 0:
+    new = advance(state, information, score, value, tolerance, np.inf if family == "linear" else STEP_CAP)
+    if family == "logistic" and not penalised and prior is None and float(new["halved"][0]) == 0:
         gone = separated(new, value, float(new["people"][0]))
         if gone.any() and firth == "if_separated" and not last:
             stays = {name: new[name] for name in ("people", "first", "kept", "why")}

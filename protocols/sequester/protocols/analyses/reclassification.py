@@ -20,7 +20,7 @@ from sequester.protocols.analyses.counts import noise_sd
 from sequester.protocols.analyses.evaluation import subgroups
 from sequester.protocols.analyses.metrics import by_group
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
-from sequester.protocols.analyses.weights import predictor, sigmoid
+from sequester.protocols.analyses.weights import judged, sent, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -57,9 +57,13 @@ class Reclassification:
         return True
 
     def start(self, plan: ReclassificationPlan, study: Study, earlier: Mapping[str, Finished]) -> Next:
-        old, new = earlier[plan.against].state, earlier[plan.of].state
-        broadcast = {"w": np.array([old["w"], new["w"]]), "b": np.array([old["b"][0], new["b"][0]])}
-        return Next({}, broadcast)
+        models = [sent(earlier[name].state) for name in (plan.against, plan.of)]
+        most = max(
+            len(model["b"]) for model in models
+        )  # more than one of heads: the other model is repeated beside them
+        w = np.array([np.broadcast_to(m["w"], (most, m["w"].shape[-1])) if most > 1 else m["w"] for m in models])
+        b = np.array([np.broadcast_to(m["b"], most) if most > 1 else m["b"][0] for m in models])
+        return Next({}, {"w": w, "b": b})
 
     def contribution(
         self, plan: ReclassificationPlan, study: Study, cohort: Cohort, broadcast: Broadcast, step: int
@@ -69,7 +73,7 @@ class Reclassification:
         cells = np.zeros(self.layout(plan, study, step).fields[0][1])
         for block in cohort.blocks(plan.part):
             old, new = (
-                np.searchsorted(thresholds, sigmoid(predictor(block.x, w[m], float(b[m]))), side="right")
+                np.searchsorted(thresholds, sigmoid(judged(block, w[m], np.atleast_1d(b[m]))), side="right")
                 for m in (0, 1)
             )
             np.add.at(cells, (block.strata, old, new, (block.y > 0.5).astype(np.int64)), 1.0)

@@ -14,6 +14,7 @@ from sequester.protocols.analyses import (
     counts,
     evaluation,
     glm,
+    heads,
     heterogeneity,
     linear,
     penalised,
@@ -40,6 +41,7 @@ Plan = Annotated[
     | reclassification.ReclassificationPlan
     | burden.BurdenPlan
     | heterogeneity.HeterogeneityPlan
+    | heads.HeadsPlan
     | survival.SurvivalPlan
     | training.TrainingPlan,
     Field(discriminator="kind"),
@@ -59,6 +61,7 @@ ANALYSES: dict[str, Analysis] = {
     "reclassification": reclassification.RECLASSIFICATION,
     "burden": burden.BURDEN,
     "heterogeneity": heterogeneity.HETEROGENEITY,
+    "heads": heads.HEADS,
     "survival": survival.SURVIVAL,
     "training": training.TRAINING,
 }
@@ -75,13 +78,14 @@ CHECKS: dict[str, Callable[[Any, Any, Mapping[str, Any]], Iterator[str]]] = {
     "reclassification": reclassification.faults,
     "burden": burden.faults,
     "heterogeneity": heterogeneity.faults,
+    "heads": heads.faults,
     "survival": survival.faults,
     "training": training.faults,
 }
 
 
 # What an approver reads beside the lines every analysis has: what a kind opens that the others do not.
-CONSENT: dict[str, Callable[[Any, Any], str]] = {"heterogeneity": heterogeneity.consent}
+CONSENT: dict[str, Callable[[Any, Any], str]] = {"heterogeneity": heterogeneity.consent, "heads": heads.consent}
 
 
 def analysis_of(plan: Any) -> Analysis:
@@ -93,4 +97,4 @@ def leaves_a_model(plan: Any) -> bool:
     """True where a later evaluation can be of this analysis."""
     if plan.kind == "survival":
         return bool(plan.model != "kaplan_meier")
-    return plan.kind in ("glm", "linear", "training", "penalised", "prs")
+    return plan.kind in ("glm", "linear", "training", "penalised", "prs", "heads")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sequester.protocols.analyses.analysis import Finished
-from sequester.protocols.analyses.cohort import Result
+from sequester.protocols.analyses.analysis import Broadcast, Finished, State
+from sequester.protocols.analyses.cohort import Block, Result
 from sequester.protocols.analyses.newton import Estimates
 
 if TYPE_CHECKING:
@@ -42,6 +42,28 @@ def predictor(x: Vector, w: Vector, b: float | Vector) -> Vector:
     with np.errstate(over="ignore", invalid="ignore"):
         z = x @ w + b if w.ndim == 1 else np.einsum("ij,ij->i", x, w) + b
     return np.clip(np.nan_to_num(z, nan=0.0, posinf=1e6, neginf=-1e6), -1e6, 1e6)
+
+
+def sent(model: State) -> Broadcast:
+    """What sites need to judge patients: `w` (features,) and `b` (1,) of a model.
+
+    Of heads: `w` (1 + groups, features) and `b` (1 + groups,), the pooled model and then the head of each stratum.
+    """
+    if "head_w" not in model:
+        return {"w": model["w"], "b": model["b"]}
+    return {"w": np.vstack([model["w"], model["head_w"]]), "b": np.append(model["b"], model["head_b"])}
+
+
+def judged(block: Block, w: Vector, b: Vector) -> Vector:
+    """The predictor of each patient of a block by the weights that `sent` gave: by the head of their own group, if any."""
+    if w.ndim == 1:
+        return predictor(block.x, w, float(b[0]))
+    return predictor(block.x, w[1 + block.strata], b[1 + block.strata])
+
+
+def score_sd(w: Vector) -> float:
+    """The score's standard deviation were the standardised features independent: a public scale."""
+    return max(float(np.sqrt((w * w).sum())), 1e-12)
 
 
 def mean_of(family: str, z: Vector) -> Vector:

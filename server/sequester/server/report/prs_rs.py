@@ -134,6 +134,13 @@ def method(study: Study, name: str) -> str:
             return (
                 f"{plan.components} principal components by orthogonal iteration over all hospitals together, {noise}"
             )
+        case "heads":
+            what = "scores" if plan.columns == "scores" else "scores and covariates"
+            how = "penalised Newton" if plan.mode == "exact" else "posterior means of noisy sums"
+            return (
+                f"a head of {plan.of} for each group of {study.cohort.subgroup}: intercept, multiplier and {what}, held near "
+                f"the pooled model (prior standard deviation {plan.prior_sd}), by {how}, {noise}"
+            )
         case "heterogeneity":
             return f"Cochran's Q of hospitals' own estimates, {noise}"
     return f"{plan.kind}, {noise}"
