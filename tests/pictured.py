@@ -74,6 +74,29 @@ def model_study(exact: bool) -> Study:
     )  # fmt: skip
 
 
+def heads_study(exact: bool) -> Study:
+    """A model on a published score, variants and covariates, its heads by ancestry, and an evaluation of each."""
+    fit = (
+        {"kind": "glm", "mode": "exact", "solver": "newton", "rounds": 12}
+        if exact
+        else {"kind": "glm", "rounds": 10, "prevalence": "0.25", "budget": "0.4"}
+    )
+    of: dict[str, Any] = {"mode": "exact"} if exact else {"budget": "0.2"}
+    rows = variants(8)
+    published = {"name": "published", "weights": [[v["id"], "0.2"] for v in rows[:4]], "mean": "0.5", "sd": "0.3"}
+    return contracts.study(
+        title={"en": "A risk score with heads by ancestry"}, question="Does the score mean the same in every ancestry?",
+        covariates=COVARIATES, variants=rows, scores=[published], n0=24000, n_max=30000,
+        cohort={"test_fraction": "0.4", **GROUPS}, aggregation=EXACT if exact else {"mode": "strict"},
+        analyses=[
+            fit | {"name": "genetic"},
+            {"kind": "heads", "name": "heads", "of": "genetic", **of},
+            {"kind": "evaluation", "name": "before", "of": "genetic", **of},
+            {"kind": "evaluation", "name": "after", "of": "heads", **of},
+        ],
+    )  # fmt: skip
+
+
 def survival_study(exact: bool) -> Study:
     """Kaplan-Meier curves by ancestry and a hazard model with its C-index."""
     of: dict[str, Any] = {"mode": "exact"} if exact else {}

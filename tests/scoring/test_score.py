@@ -30,8 +30,8 @@ from sequester.client.ingest.freeze import exclude
 from sequester.client.scoring.apply import Wish, apply
 from sequester.client.scoring.scoring_file import check_complex, read
 from sequester.protocols.errors import SequesterError, SiteError, StudyError
-from sequester.protocols.signing import sign_document
-from sequester.protocols.study import study_json
+from sequester.protocols.signing import open_document, sign_document
+from sequester.protocols.study import parse_study, study_json
 from sequester.simulate.plink import Line, write_bed
 
 PGS = DATA / "pgs_catalog"
@@ -425,6 +425,33 @@ def test_a_study_s_own_model_is_applied_from_its_results_folder_and_covariates_a
     error = refused(home, results(tmp_path / "other", "ab" * 32), tmp_path / "no")
     assert isinstance(error, StudyError) and "are not of one study" in error.message
     assert "is no results folder" in refused_without(home, tmp_path)
+
+
+def test_a_head_is_applied_by_the_name_of_its_group_and_says_for_whom_it_is(tmp_path: Path) -> None:
+    from sequester.server.report.scoring_file import scoring_file
+
+    home, matrix = small(tmp_path / "h")
+    folder = results(tmp_path / "r")
+    study = parse_study(open_document((folder / "study.json").read_bytes(), "study", None).body_bytes)
+    told = json.loads((folder / "results.json").read_text())
+    own = [{"name": "age", "kind": "covariate", "standardised": 1, "per_unit": 0.2}]
+    told["analyses"]["heads"] = {"result": {"groups": {"AFR": {"weights": own}, "EUR": {"weights": []}}}}
+    (folder / "results.json").write_text(json.dumps(told))
+    for group, weight in (("AFR", 0.1), ("EUR", 0.5)):
+        more = ["#analysis=heads", "#group_column=ancestry", f"#group={group}"]
+        data = scoring_file(study, told["study"], {v.id: weight for v in PLACES}, "3", more)
+        assert data is not None
+        (folder / f"risk_heads_{group}_scoring_file.txt.gz").write_bytes(data)
+    copies = np.where(matrix < 0, 0.6, matrix).sum(axis=1)
+    for wish, weight in (({}, 0.25), ({"group": "AFR"}, 0.1), ({"group": "EUR", "analysis": "heads"}, 0.5)):
+        account, ours = applied(home, folder, tmp_path / f"out{weight}", **wish)
+        np.testing.assert_allclose([float(ours[p]["score"]) for p in PEOPLE], weight * copies, rtol=1e-9)
+        alone = "for patients of that group alone, whom `--patients` names."
+        assert any(said.endswith(alone) for said in account["not_done"]) == ("group" in wish)
+        assert any("also uses age" in said for said in account["not_done"]) == (weight < 0.5)
+    error = refused(home, folder, tmp_path / "no", group="SAS")
+    assert "no head of group `SAS`" in error.message and error.hint == "there are heads of: AFR, EUR"
+    assert "is no head of group" in refused(home, additive(tmp_path / "s.txt"), tmp_path / "no", group="AFR").message
 
 
 def refused_without(home: Home, tmp_path: Path) -> str:

@@ -39,6 +39,9 @@ def score(
         typer.Option("--build", help="The build of a table that does not say its own."),
     ] = None,
     analysis: Annotated[str, typer.Option("--analysis", help="Which model of a results folder.")] = "",
+    group: Annotated[
+        str, typer.Option("--group", help="The head of this group (ancestry): for its patients, whom --patients names.")
+    ] = "",
     frequencies: Annotated[
         str | None,
         typer.Option("--frequencies", help="FILE.afreq of public frequencies, or `cohort`: this site's own."),
@@ -68,8 +71,8 @@ def score(
     from sequester.client.scoring.apply import Wish, apply
 
     wish = Wish(
-        file, out, min_overlap, score_rest, palindromic == "strand", build, analysis, frequencies, patients, incidence,
-        effect_per_sd, years, age_column, sex_column,
+        file, out, min_overlap, score_rest, palindromic == "strand", build, analysis, group, frequencies, patients,
+        incidence, effect_per_sd, years, age_column, sex_column,
     )  # fmt: skip
     account = apply(place, config, wish, datetime.now(UTC))
     if as_json:

@@ -56,6 +56,7 @@ class Wish:
     strand: bool = False
     build: Build | None = None
     analysis: str = ""
+    group: str = ""
     frequencies: str | None = None
     patients: Path | None = None
     incidence: Path | None = None
@@ -89,7 +90,7 @@ def apply(home: Home, config: SiteConfig, wish: Wish, now: datetime) -> dict[str
         )
     if wish.out.exists():
         raise SiteError(f"{wish.out} is there already", hint="name a new folder; nothing is written over")
-    score, covariates = scoring_file_of(wish.score, config.data.build, wish.build, wish.analysis)
+    score, covariates = scoring_file_of(wish.score, config.data.build, wish.build, wish.analysis, wish.group)
     check_complex(score, wish.rest)
     genotypes = of_variants(home, config, wanted_of(score.rows), score.build, f"the score {score.id}")
     files = genotypes.files
@@ -108,6 +109,11 @@ def apply(home: Home, config: SiteConfig, wish: Wish, now: datetime) -> dict[str
     not_done = [*compared.not_done, *why_not]
     if covariates:
         not_done.append("The model also uses " + ", ".join(covariates) + "; this is its genetic part.")
+    if "group" in score.header:
+        column, group = score.header.get("group_column", "group"), score.header["group"]
+        not_done.append(
+            f"These are the weights for {column} {group}: for patients of that group alone, whom `--patients` names."
+        )
     about = About(
         score.id, score.sha256, score.trait, score.citation, len(rows), len(score.rows) + len(score.set_aside),
         float(weights[rows].sum() / weights.sum()) if weights.sum() else 0.0, tuple(aside), settings.signer,

@@ -16,7 +16,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,13 +82,7 @@ def read(path: Path, site_build: Build, declared: Build | None = None) -> Scorin
     """The score in a file. Of an original and a harmonised position the one in `site_build` is taken, if either is."""
     data, text = _text(path)
     lines = text.splitlines()
-    start = 0
-    header: dict[str, str] = {}
-    while start < len(lines) and lines[start].startswith("#"):
-        name, found, value = lines[start].lstrip("#").partition("=")
-        if found:
-            header[name.strip()] = value.strip()
-        start += 1
+    header, start = _header(lines)
     try:
         reader = csv.DictReader(io.StringIO("\n".join(lines[start:])), delimiter="\t")
         table = list(reader)
@@ -129,6 +123,23 @@ def read(path: Path, site_build: Build, declared: Build | None = None) -> Scorin
         name, header.get("trait_reported", ""), header.get("citation", ""), build, hashlib.sha256(data).hexdigest(),
         header, tuple(rows), tuple(aside),
     )  # fmt: skip
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """The header of a scoring file alone."""
+    return _header(_text(path)[1].splitlines())[0]
+
+
+def _header(lines: Sequence[str]) -> tuple[dict[str, str], int]:
+    """Names and values of the lines that begin with `#`, and how many of these there are."""
+    header: dict[str, str] = {}
+    for number, line in enumerate(lines):
+        if not line.startswith("#"):
+            return header, number
+        name, found, value = line.lstrip("#").partition("=")
+        if found:
+            header[name.strip()] = value.strip()
+    return header, len(lines)
 
 
 def check_complex(score: ScoringFile, rest: bool) -> None:

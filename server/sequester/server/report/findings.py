@@ -317,6 +317,8 @@ def _sizes(study: Study, name: str, result: Result) -> tuple[float, float] | Non
         return float(counts["controls"]), float(counts["cases"])
     plan = study.analysis(name)
     model = study.analysis(plan.of) if plan.kind == "evaluation" else None
+    if model is not None and model.kind == "heads":
+        model = study.analysis(model.of)
     if plan.mode == "exact" or model is None or model.kind not in ("glm", "training") or model.family != "logistic":
         return None
     held = float(study.cohort.test_fraction)

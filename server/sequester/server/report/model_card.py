@@ -182,6 +182,12 @@ def _limits(study: Study, plan: Plan, analyses: Mapping[str, Any]) -> Sequence[s
                 said.append(
                     f"Not known in {', '.join(map(_text, hidden))}: too few patients, or withheld to protect such a group."
                 )
+    if plan.kind == "heads":
+        without = [name for name, row in analyses[plan.name]["result"]["groups"].items() if "suppressed" in row]
+        said.append(
+            f"Each group of {_text(str(study.cohort.subgroup))} has weights of its own, in a scoring file of its own; "
+            f"{', '.join(map(_text, [*without, 'everybody else']))}: the pooled model."
+        )
     if plan.mode == "private":
         said.append("Weights carry noise: no weight is evidence of its variant's effect.")
     return [

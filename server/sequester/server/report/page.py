@@ -20,7 +20,7 @@ from sequester.protocols.errors import StudyError
 from sequester.protocols.release import Release
 from sequester.protocols.signing import spoken
 from sequester.protocols.study import Study
-from sequester.server.report import findings, models, outcomes, prs_rs, scans
+from sequester.server.report import findings, heads, models, outcomes, prs_rs, scans
 from sequester.server.report.certificate import certificate
 from sequester.server.report.findings import Headline
 from sequester.server.report.pieces import Part, Result, Table, Tile, digits, percent, sentence
@@ -118,6 +118,8 @@ def _parts(study: Study, analyses: Mapping[str, Any]) -> list[Part]:
         result = analyses[plan.name]["result"]
         if "weights" in result:
             title, part = "Model", models.model(study, plan.name, plan.mode, result)
+        elif plan.kind == "heads":
+            title, part = f"Heads by {study.cohort.subgroup}", heads.heads(study, plan.name, analyses)
         elif "curves" in result:
             title, part = "Survival curves", outcomes.survival(study, plan.name, result)
         else:

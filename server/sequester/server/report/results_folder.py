@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sequester.protocols import privacy, release
+from sequester.protocols.analyses.heads import HeadsPlan
+from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
 from sequester.protocols.release import Documents
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import Study, parse_study, study_json
-from sequester.server.report import bounds, model_card, outputs, prs_rs, receipts, scans
+from sequester.server.report import bounds, heads, model_card, outputs, prs_rs, receipts, scans
 from sequester.server.report.certificate import certificate, padding_limits
 from sequester.server.report.page import render
 from sequester.server.report.scoring_file import scoring_file
@@ -108,19 +110,38 @@ def read(folder: Path) -> tuple[Study, str, dict[str, Any]]:
 
 
 def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> scoring file of each model on the study's variants; the name carries the analysis where there are more."""
+    """File name -> scoring file of each model on the study's variants, and of each group's head; more than one: by analysis."""
     found: dict[str, bytes] = {}
     of = {p.name: results["analyses"][p.name]["result"] for p in study.analyses}
     models = [p for p in study.analyses if "weights" in of[p.name] and "not_fitted" not in of[p.name]]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", study.lineage).strip(".-") or "study"
     promise = privacy.promise(study)  # from the signed study: results.json is the exchange's word
+
+    def epsilon_of(plan: Plan) -> str:
+        return "none, exact" if plan.mode == "exact" or promise is None else f"{promise.pld:.4g}"
+
+    by_group = [plan for plan in study.analyses if isinstance(plan, HeadsPlan)]
     for plan in models:
-        epsilon = "none, exact" if plan.mode == "exact" or promise is None else f"{promise.pld:.4g}"
+        epsilon = epsilon_of(plan)
         weights = variant_weights(study, results["analyses"][plan.name]["result"])
         data = scoring_file(study, digest, weights, epsilon) if weights else None
         if data is not None:
-            name = stem if len(models) == 1 else f"{stem}_{plan.name}"
+            name = stem if len(models) == 1 and not by_group else f"{stem}_{plan.name}"
             found[f"{name}_scoring_file.txt.gz"] = data
+    for plan in by_group:
+        for group, rows in heads.rows_of(study, plan, results["analyses"]).items():
+            weights = variant_weights(study, {"weights": rows})
+            more = [
+                f"#analysis={plan.name}",
+                f"#group_column={study.cohort.subgroup}",
+                f"#group={' '.join(group.split())}",
+            ]
+            data = scoring_file(study, digest, weights, epsilon_of(plan), more) if weights else None
+            if data is not None:
+                place = study.cohort.subgroup_values.index(group)
+                slug = re.sub(r"[^A-Za-z0-9-]+", "-", group).strip("-") or str(place)
+                name = f"{stem}_{plan.name}_{slug}_scoring_file.txt.gz"
+                found[name if name not in found else f"{stem}_{plan.name}_{slug}-{place}_scoring_file.txt.gz"] = data
     return found
 
 
