@@ -34,7 +34,8 @@ def evaluation(ran: Ran, plan: Any, result: Result) -> Iterator[Compared]:
             assert people.event is not None
             yield _concordance(plan, of, found, z[rows], people.y[rows], people.event[rows])
         elif not plan.folds and plan.fixed is None:
-            yield from _errors(ran, plan, of, found, z[rows], people.y[rows])
+            counts = getattr(ran.study.analysis(plan.of), "family", "") == "poisson"
+            yield from _errors(ran, plan, of, found, np.exp(z[rows]) if counts else z[rows], people.y[rows])
 
 
 def _discrimination(plan: Any, of: str, found: Result, z: Matrix, y: Matrix) -> Iterator[Compared]:

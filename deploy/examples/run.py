@@ -8,7 +8,7 @@ FOLDER (default SEQUESTER_DATA) holds iwpc_warfarin/, hapmap3_1kg/ or mouse_hs19
 whose policy does not name an exact analysis refuses it; then every hospital's policy does, and its studies run in order:
 
     warfarin   dose from genotypes and clinic, private at epsilon 3, then exact beside the paper's table 3
-    hapmap     every kind of analysis of a simulated trait and of a time to an event, exact; then private at epsilon 3
+    hapmap     every kind of analysis of a simulated trait, of a time to an event and of a count, exact; then private
     mice       every kind of analysis of CD8, then ridge for MCH, on 7,991 variants, exact, whole families held out
 
 What an exact study opened is compared with statsmodels, PLINK 2, scikit-learn, lifelines and others on everybody's data,

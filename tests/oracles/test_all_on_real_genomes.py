@@ -1,4 +1,4 @@
-"""One study that runs every analysis of a yes-or-no trait in order on 1,033 real people in five hospitals, one of a time.
+"""Every analysis of a yes-or-no trait in order on 1,033 real people in five hospitals; then of a time, and of a count.
 
 The studies, and what is compared with what, are those of `deploy/examples/hapmap`; through real processes they run in
 `tests/system`.
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Site]
     return folder, *real_studies.prepared("hapmap", folder)
 
 
-@pytest.mark.parametrize("name", ["exact", "time"])
+@pytest.mark.parametrize("name", ["exact", "time", "count"])
 def test_every_analysis_in_order_is_what_other_programs_say(prepared: Any, name: str) -> None:
     folder, sites, studies = prepared
     study = real_studies.study_of("hapmap", sites, studies[name])

@@ -93,7 +93,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Site], Ma
 
 
 @pytest.mark.skipif(bool(real_studies.missing("hapmap")), reason=real_studies.missing("hapmap"))
-@pytest.mark.parametrize("name", ["exact", "time"])
+@pytest.mark.parametrize("name", ["exact", "time", "count"])
 def test_an_exact_study_of_every_kind_is_what_the_plain_loop_and_other_programs_say(
     tmp_path: Path, real: Any, name: str
 ) -> None:

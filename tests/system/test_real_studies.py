@@ -17,7 +17,7 @@ import real_studies
 from examples.compared import Compared
 
 pytestmark = [pytest.mark.nightly, pytest.mark.system, pytest.mark.timeout(1800)]
-STUDIES = {"hapmap": ("exact", "time", "private"), "mice": ("cd8", "mch"), "warfarin": ("private", "exact")}
+STUDIES = {"hapmap": ("exact", "time", "count", "private"), "mice": ("cd8", "mch"), "warfarin": ("private", "exact")}
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -3,8 +3,9 @@
     python deploy/examples/hapmap/prepare.py hapmap3_1kg OUT [--panel 940]
 
 Writes OUT/<hospital>/genotypes.* and phenotypes.csv, OUT/study.yaml with twelve known loci, OUT/panel.json with those and
-`--panel` more variants, and OUT/truth/effects.csv, which no hospital reads. A trait (`case`) and a time to an event
-(`years`, `died`) follow from the loci, age and sex. Public frequencies are those of HapMap 3, matched by name and alleles.
+`--panel` more variants, and OUT/truth/effects.csv, which no hospital reads. A trait (`case`), a time to an event
+(`years`, `died`) and a count (`visits`) follow from the loci, age and sex. Public frequencies are those of HapMap 3,
+matched by name and alleles.
 Cite the International HapMap Consortium and the 1000 Genomes Project.
 """
 
@@ -31,6 +32,7 @@ HOSPITALS = {
 }
 LOCI, EFFECT, PREVALENCE = 12, 0.35, 0.3
 AGE, AGE_SD, PER_YEAR, WOMEN = 57.0, 8.0, 0.03, 0.3  # what age and sex do to the liability
+VISITS = 2.0  # mean of a Poisson count at no risk
 RATE, SHAPE, END = 0.03, 1.5, 12.0  # of a Weibull time to the event, in years
 
 
@@ -75,6 +77,7 @@ def main() -> None:
     time = (rng.exponential(size=n) / (RATE * np.exp(risk))) ** (1 / SHAPE)
     until = np.minimum(rng.uniform(2, 15, n), END)
     years, died = np.minimum(time, until), (time <= until).astype(int)
+    visits = np.random.default_rng(2).poisson(VISITS * np.exp(0.5 * risk))
     common = np.flatnonzero((frequency > 0.05) & (frequency < 0.95) & ~palindromic)
     others = np.setdiff1d(common, chosen)
     panel_rows = np.sort(np.append(chosen, rng.choice(others, min(arguments.panel, len(others)), replace=False)))
@@ -85,9 +88,17 @@ def main() -> None:
         folder = arguments.out / hospital
         folder.mkdir(parents=True, exist_ok=True)
         write_bed(folder / "genotypes", [people.samples[i] for i in rows], lines, counts[rows])
-        table = ["patient,case,age,sex,years,died,population"]
+        table = ["patient,case,age,sex,years,died,visits,population"]
         for i in rows:
-            cells = (people.samples[i], case[i], age[i], ("men", "women")[sex[i]], f"{years[i]:.2f}", died[i])
+            cells = (
+                people.samples[i],
+                case[i],
+                age[i],
+                ("men", "women")[sex[i]],
+                f"{years[i]:.2f}",
+                died[i],
+                visits[i],
+            )
             table.append(",".join(str(cell) for cell in (*cells, label[people.samples[i]])))
         (folder / "phenotypes.csv").write_text("\n".join(table) + "\n", "utf-8")
         print(f"{hospital}: {len(rows)} people")

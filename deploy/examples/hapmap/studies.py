@@ -1,4 +1,4 @@
-"""Every kind of analysis that a yes-or-no trait, and a time to an event, can have: on 1,033 people in five regions."""
+"""Every kind of analysis that a yes-or-no trait, a time to an event and a count can have: on 1,033 people in five regions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,18 @@ TIME: list[dict[str, Any]] = [
     {"kind": "survival", "name": "hazard", "model": "hazard"},
     {"kind": "evaluation", "name": "held_out", "of": "cox", "times": 240, "bins": 1000},
 ]
+VISITS = {
+    "name": "visits", "kind": "quantitative", "unit": "visits", "lower": "0", "upper": "30", "centre": "0", "scale": "1",
+}  # fmt: skip
+COUNT: list[dict[str, Any]] = [
+    {"kind": "glm", "name": "visits_fit", "family": "poisson", "solver": "newton", "rounds": 25, "prevalence": "2"},
+    {"kind": "evaluation", "name": "held_out", "of": "visits_fit", "error_bound": "30"},
+]
 GENE = 8  # variants that stand for a gene: neighbours on the panel
 
 
 def studies(skeleton: Mapping[str, Any], folder: Path, people: int) -> Studies:
-    """Exact on the whole panel, time to the event on the known loci, private on the known loci."""
+    """Exact on the whole panel; time to the event, a count, and private, on the known loci."""
     panel = json.loads((folder / "panel.json").read_text("utf-8"))
     ids = [row["id"] for row in panel]
     genes = [{"name": f"GENE{k}", "variants": ids[GENE * k : GENE * (k + 1)]} for k in range(len(ids) // GENE)]
@@ -55,6 +62,8 @@ def studies(skeleton: Mapping[str, Any], folder: Path, people: int) -> Studies:
                   "aggregation": EXACT_SUM},
         "time": {**skeleton, "lineage": "hapmap-time", "cohort": by_sex, "phenotype": YEARS,
                  "analyses": [{"mode": "exact", **plan} for plan in TIME], "aggregation": EXACT_SUM},
+        "count": {**skeleton, "lineage": "hapmap-count", "cohort": by_sex, "phenotype": VISITS,
+                  "analyses": [{"mode": "exact", **plan} for plan in COUNT], "aggregation": EXACT_SUM},
         "private": {**skeleton, "lineage": "hapmap-private", "aggregation": PRIVATE_SUM},
     }  # fmt: skip
 

@@ -37,7 +37,7 @@ from sequester.protocols.analyses.metrics import (
 )
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
 from sequester.protocols.analyses.training import TrainingPlan, bounded, network_score, records
-from sequester.protocols.analyses.weights import judged, predictor, score_sd, sent, sigmoid
+from sequester.protocols.analyses.weights import judged, mean_of, predictor, score_sd, sent, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Column, Study
@@ -151,6 +151,8 @@ class Evaluation:
         errors, edges_of_bands = sums["errors"], np.array([float(edge) for edge in plan.bands])
         for block in cohort.blocks(plan.part):
             fitted = _score(plan, study, broadcast, block)
+            if getattr(study.analysis(plan.of), "family", "") == "poisson":
+                fitted = mean_of("poisson", fitted)  # what is predicted is a count, not its logarithm
             predicted, actual = outcome_value(study.phenotype, fitted), outcome_value(study.phenotype, block.y)
             if plan.fixed is not None:
                 predicted = np.full(len(actual), float(plan.fixed))
