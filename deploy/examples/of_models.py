@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, root
 
 from examples.compared import Compared, absolute, relative
 from examples.people import People
@@ -44,6 +44,45 @@ def _regression(plan: Any, result: Result, family: str, x: Matrix, y: Matrix) ->
         yield relative(plan.name, "statsmodels", NAMES[key], [row[key] for row in rows], theirs[1:], SAME)
     ends = [[row["low"], row["high"]] for row in rows]
     yield absolute(plan.name, "statsmodels", "95 % interval", ends, fit.conf_int()[1:], SAME)
+
+
+def heads(ran: Ran, plan: Any, result: Result) -> Iterator[Compared]:
+    """Each group's penalised maximum beside the pooled predictor as offset: the root of its score, by scipy."""
+    people, (w, b) = ran.people(plan.part), ran.model(plan.of)
+    table = ran.study.table_features()
+    own = [j for j, f in enumerate(table) if plan.columns == "table" or f.kind == "score"]
+    spread = float(np.sqrt(w @ w))
+    design = np.column_stack([np.ones(len(people.y)), people.x[:, own], people.x @ w / spread])
+    wider = np.array([5.0, *np.ones(len(own)), 5.0])
+    precision = (float(plan.prior_sd) * wider) ** -2
+    for g, (group, found) in enumerate(result["groups"].items()):
+        if "suppressed" in found:
+            continue
+        rows = people.strata == g
+        delta = _root_of_score(design[rows], people.y[rows], people.x[rows] @ w + b, precision)
+        times = 1 + delta[-1] / spread
+        theirs = times * w[: len(table)]
+        theirs[own] += delta[1:-1]
+        ours = [row["standardised"] for row in found["weights"]]
+        yield relative(plan.name, "scipy.optimize", f"weights of the head of {group}", ours, theirs, SAME)
+        ends = [found["intercept"], found["pooled_times"]]
+        yield relative(
+            plan.name, "scipy.optimize", f"its intercept and multiplier, {group}", ends, [b + delta[0], times], SAME
+        )
+
+
+def _root_of_score(design: Matrix, y: Matrix, offset: Matrix, precision: Matrix) -> Matrix:
+    def mean(delta: Matrix) -> Matrix:
+        return np.asarray(1 / (1 + np.exp(-(offset + design @ delta))))
+
+    def score(delta: Matrix) -> Matrix:
+        return np.asarray(design.T @ (y - mean(delta)) - precision * delta)
+
+    def slope(delta: Matrix) -> Matrix:
+        mu = mean(delta)
+        return np.asarray(-design.T @ (design * (mu * (1 - mu))[:, None]) - np.diag(precision))
+
+    return np.asarray(root(score, np.zeros(len(precision)), jac=slope, tol=1e-14).x)
 
 
 NAMES = {"se": "standard error", "statistic": "test statistic"}

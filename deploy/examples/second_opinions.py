@@ -18,6 +18,7 @@ OPINIONS: dict[str, Callable[[Ran, Any, Result], Iterator[Compared]]] = {
     for opinion in (
         of_variants.counts, of_variants.quality, of_variants.structure, of_variants.association, of_variants.burden,
         of_variants.heterogeneity, of_models.linear, of_models.glm, of_models.penalised, of_models.prs, of_models.survival,
+        of_models.heads,
         of_predictions.evaluation, of_predictions.calibration, of_predictions.reclassification,
     )
 }  # fmt: skip

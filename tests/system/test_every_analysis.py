@@ -117,7 +117,8 @@ def test_a_private_study_of_every_private_kind_runs_to_its_end(alps: Loopback, s
         {"kind": "quality", "name": "passing"},
         {"kind": "glm", "name": "small", "rounds": 3, "features": "table", "prevalence": "0.2"},
         {"kind": "prs", "name": "one_shot", "prevalence": "0.2"},
-        {"kind": "evaluation", "name": "held_out", "of": "one_shot"},
+        {"kind": "heads", "name": "heads", "of": "small", "columns": "table"},
+        {"kind": "evaluation", "name": "held_out", "of": "heads"},
         {"kind": "calibration", "name": "right", "of": "one_shot"},
         {
             "kind": "reclassification",

@@ -28,6 +28,7 @@ EXACT: list[dict[str, Any]] = [
     {"kind": "penalised", "name": "lasso", "l1": "1", "fraction": "0.3", "rounds": 60},
     {"kind": "penalised", "name": "net", "l1": "0.5", "strength": "0.08", "scheme": "newton", "rounds": 20},
     {"kind": "prs", "name": "one_shot", "prevalence": "0.3", "shrinkage": "none"},
+    {"kind": "heads", "name": "heads", "of": "clinical", "columns": "table"},
     {"kind": "evaluation", "name": "held_out", "of": "lasso", "bins": 1000},
     {"kind": "calibration", "name": "right", "of": "lasso"},
     {"kind": "reclassification", "name": "moved", "of": "lasso", "against": "clinical", "thresholds": ["0.25", "0.4"]},
