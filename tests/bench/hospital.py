@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from sequester.client.config import Home
-from sequester.client.gate import session
+from sequester.client.gate.contribution import Outgoing
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
@@ -56,8 +56,8 @@ def gate(home: Path, digest: str, out: Path) -> None:
     """One hospital's gate process: joins and works until the study is over."""
     phases = Phases()
     watched = [
-        (session, "noise_share", "noise"), (session, "ring_vector", "masks"), (Member, "contribute", "masks"),
-        (Custodian, "contribution", "compute"),
+        (Outgoing, "draw", "noise"), (Outgoing, "take", "masks"), (Member, "contribute", "masks"),
+        (Custodian, "contribution_to", "compute"),
     ]  # fmt: skip
     compute_peak = 0.0
 

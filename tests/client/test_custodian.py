@@ -5,36 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 
-from sequester.client.gate.custodian import Custodian
-from sequester.client.socket import Channel
+from answering import slow
 from sequester.protocols.errors import SiteError
-
-# answers each question after a second with the step that was asked for
-SLOW = """
-import socket, sys, time
-import numpy as np
-from sequester.client.socket import Channel
-from sequester.protocols import arrays
-channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-while True:
-    letter = channel.receive()
-    time.sleep(1.0)
-    channel.send("contribution", payload=arrays.encode({"step": np.array([float(letter.header["step"])])}))
-"""
-
-
-def slow() -> Custodian:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-c", SLOW, str(theirs.fileno())]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
-    return Custodian(process, Channel(ours), False)
 
 
 def test_the_answer_to_a_question_that_was_given_up_is_not_taken_for_the_next_ones() -> None:

@@ -468,17 +468,17 @@ def test_an_unforeseen_fault_in_a_contribution_is_one_reason_and_the_round_is_ma
     alps: Loopback, simulated: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken: list[int] = []
-    real = gate_session.ring_vector
+    real = gate_session.Outgoing.words
 
-    def ring_vector(*given: object) -> object:
+    def words(outgoing: gate_session.Outgoing) -> object:
         if len(broken) < 1:
             broken.append(1)
             raise ValueError("patient 4711 has dosage 1.5")
-        return real(*given)  # type: ignore[arg-type]
+        return real(outgoing)
 
     async def main() -> None:
         async with alps.serving():
-            monkeypatch.setattr(gate_session, "ring_vector", ring_vector)
+            monkeypatch.setattr(gate_session.Outgoing, "words", words)
             digest = await begin(alps, long(simulated))
             status = await alps.ended(digest)
             assert status["state"] == "done", status

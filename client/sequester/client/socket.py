@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket as sockets
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ class Letter:
 
     kind: str
     header: dict[str, Any] = field(default_factory=dict)
-    payload: bytes = b""
+    payload: bytes | memoryview = b""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The payload as named arrays, empty where there is none."""
@@ -47,24 +48,47 @@ class Channel:
         if payload:
             self._socket.sendall(payload)
 
-    def receive(self) -> Letter:
-        """The next letter; `PeerError` where the other end closed or broke the framing."""
+    def receive(self, kind: str = "", take: Callable[[arrays.Part], None] | None = None) -> Letter:
+        """The next letter; `PeerError` where the other end closed or broke the framing.
+
+        A letter of this kind has its payload given to `take`, part by part as it arrives, and carries none. Where that raises,
+        the rest of the payload is read and dropped first: the next letter begins where it should.
+        """
         (head_size,) = struct.unpack(">I", self._take(4))
         if head_size > MAX_HEADER:
             raise PeerError("an overlong header on the compute socket")
         try:
-            header = json.loads(self._take(head_size))
-            kind = str(header.pop("kind"))
+            header = json.loads(bytes(self._take(head_size)))
+            found = str(header.pop("kind"))
         except (ValueError, KeyError, AttributeError, TypeError):
             raise PeerError("a header on the compute socket that makes no sense") from None
         (size,) = struct.unpack(">Q", self._take(8))
         if size > MAX_PAYLOAD:
             raise PeerError("an overlong payload on the compute socket")
-        return Letter(kind, header, self._take(size) if size else b"")
+        if take is None or found != kind or not size:
+            return Letter(found, header, self._take(size).toreadonly() if size else b"")
+        left = size
 
-    def _take(self, size: int) -> bytes:
-        data = bytearray(size)
-        view = memoryview(data)
+        def fill(view: memoryview) -> None:
+            nonlocal left
+            self._fill(view)
+            left -= len(view)
+
+        try:
+            for part in arrays.parts(size, fill):
+                take(part)
+        except BaseException:
+            while left:
+                fill(memoryview(bytearray(min(left, 1 << 20))))
+            raise
+        return Letter(found, header)
+
+    def _take(self, size: int) -> memoryview:
+        data = memoryview(bytearray(size))
+        self._fill(data)
+        return data
+
+    def _fill(self, view: memoryview) -> None:
         while view:
             try:
                 n = self._socket.recv_into(view)
@@ -73,7 +97,6 @@ class Channel:
             if n == 0:
                 raise PeerError("the other end of the compute socket closed")
             view = view[n:]
-        return bytes(data)
 
     def close(self) -> None:
         """Close this end."""

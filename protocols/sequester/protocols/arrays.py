@@ -7,8 +7,10 @@ exchange's journal. No pickle, no objects: three little-endian dtypes, C order, 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"f8": np.dtype("<f8"), "i8": np.dtype("<i8"), "u1": np.dtype("u1")}
 _MAX_NAME, _MAX_DIMS, _MAX_SPAN = 64, 4, 2**48
+_AT_ONCE = 1 << 16  # numbers of one part: half a megabyte
 
 
 def encode(arrays: Arrays) -> bytes:
@@ -55,26 +58,79 @@ def decode(data: bytes | memoryview) -> dict[str, NDArray[Any]]:
 
     (count,) = struct.unpack(">I", take(4))
     arrays: dict[str, NDArray[Any]] = {}
-    last = ""
+    name = ""
     for _ in range(count):
-        name = bytes(take(take(1)[0])).decode("ascii", "replace")
-        if name <= last:
-            raise PeerError("named arrays are not in ascending order of name")
-        last = name
-        dtype = _DTYPES.get(bytes(take(2)).decode("ascii", "replace"))
-        dims = take(1)[0]
-        if dtype is None or dims > _MAX_DIMS:
-            raise PeerError("named arrays: unknown dtype or too many dimensions")
-        shape = struct.unpack(f">{dims}Q", take(8 * dims))
-        size, span = dtype.itemsize, dtype.itemsize
-        for dim in shape:
-            size, span = size * dim, span * max(dim, 1)
-        if span > _MAX_SPAN:  # no bytes at all may still claim a shape that cannot be
-            raise PeerError(f"named arrays: a shape of {span} bytes, were it not empty")
-        arrays[name] = np.frombuffer(take(size), dtype=dtype).reshape(shape)
+        name, dtype, shape = _head(take, name)
+        size = math.prod(shape)
+        arrays[name] = np.frombuffer(take(size * dtype.itemsize), dtype=dtype).reshape(shape)
     if at != len(view):
         raise PeerError(f"named arrays: {len(view) - at} bytes too many")
     return arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Neighbouring numbers of one array: its name and shape, where the first of them stands in it, and they themselves."""
+
+    name: str
+    shape: tuple[int, ...]
+    at: int
+    values: NDArray[Any]  # (numbers,), overwritten by the next part
+
+
+def parts(size: int, fill: Callable[[memoryview], None]) -> Iterator[Part]:
+    """The arrays of `encode` as their `size` bytes arrive: `fill` writes the next ones over all of what it is given.
+
+    Every array is at least one part, if an empty one. What `decode` refuses is refused here where it stands, after the parts
+    before it.
+    """
+    left = size
+
+    def take(wanted: int) -> memoryview:
+        nonlocal left
+        if wanted > left:
+            raise PeerError(f"named arrays end at byte {size}, {size - left + wanted} expected")
+        left -= wanted
+        data = memoryview(bytearray(wanted))
+        fill(data)
+        return data
+
+    (count,) = struct.unpack(">I", take(4))
+    name = ""
+    for _ in range(count):
+        name, dtype, shape = _head(take, name)
+        total = math.prod(shape)
+        if total * dtype.itemsize > left:
+            raise PeerError(f"named arrays end at byte {size}, {size - left + total * dtype.itemsize} expected")
+        block = np.empty(min(total, _AT_ONCE), dtype=dtype)
+        try:
+            for at in range(0, max(total, 1), _AT_ONCE):
+                values = block[: total - at]
+                fill(values.data.cast("B") if len(values) else memoryview(bytearray()))
+                left -= values.nbytes
+                yield Part(name, shape, at, values)
+        finally:
+            block.fill(0)  # they may be a patient's
+    if left:
+        raise PeerError(f"named arrays: {left} bytes too many")
+
+
+def _head(take: Callable[[int], memoryview], last: str) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """Name, dtype and shape of the next array; `last` is the name before it."""
+    name = bytes(take(take(1)[0])).decode("ascii", "replace")
+    if name <= last:
+        raise PeerError("named arrays are not in ascending order of name")
+    dtype = _DTYPES.get(bytes(take(2)).decode("ascii", "replace"))
+    dims = take(1)[0]
+    if dtype is None or dims > _MAX_DIMS:
+        raise PeerError("named arrays: unknown dtype or too many dimensions")
+    shape = struct.unpack(f">{dims}Q", take(8 * dims))
+    span = dtype.itemsize
+    for dim in shape:
+        span *= max(dim, 1)
+    if span > _MAX_SPAN:  # no bytes at all may still claim a shape that cannot be
+        raise PeerError(f"named arrays: a shape of {span} bytes, were it not empty")
+    return name, dtype, shape
 
 
 def digest(arrays: Arrays) -> bytes:

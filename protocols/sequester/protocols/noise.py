@@ -7,7 +7,7 @@ variable time, so the gate draws before it looks at the vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import mpmath  # type: ignore[import-untyped]  # it ships no types
@@ -36,16 +36,22 @@ def discrete_gaussian(sigma_int: int, size: int, source: ByteSource) -> NDArray[
 
     Exact for 4 <= sigma_int <= 2^24; outside that is refused.
     """
+    out, done = np.empty(size, dtype=np.int64), 0
+    for drawn in in_pieces(sigma_int, size, source):
+        out[done : done + len(drawn)] = drawn
+        done += len(drawn)
+    return out
+
+
+def in_pieces(sigma_int: int, size: int, source: ByteSource) -> Iterator[NDArray[np.int64]]:
+    """The draws of `discrete_gaussian`, in order, some tens of thousands at a time."""
     if not SIGMA_MIN <= sigma_int <= SIGMA_MAX:
         raise PrivacyError(f"a noise scale of {sigma_int} units", hint=f"between {SIGMA_MIN} and {SIGMA_MAX}")
-    out = np.empty(size, dtype=np.int64)
-    done = 0
-    while done < size:
-        wanted = min(_SLICE, int((size - done) * 2.2) + 64)
-        draws = _candidates(sigma_int, wanted, source)[: size - done]  # in order, truncated by position
-        out[done : done + len(draws)] = draws
-        done += len(draws)
-    return out
+    while size > 0:
+        wanted = min(_SLICE, int(size * 2.2) + 64)
+        drawn = _candidates(sigma_int, wanted, source)[:size]  # in order, truncated by position
+        size -= len(drawn)
+        yield drawn
 
 
 def _words(source: ByteSource, n: int) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sequester.client import isolation
-from sequester.client.socket import Channel
+from sequester.client.socket import Channel, Letter
+from sequester.protocols.arrays import Part
 from sequester.protocols.errors import PeerError, RefusalCode, SiteError
 
 _REAPED_S = 5.0
+Take = Callable[[Part], None]
 
 
 class Custodian:
@@ -91,14 +94,23 @@ class Custodian:
 
     async def contribution(self, analysis: str, step: int, broadcast: bytes) -> dict[str, NDArray[np.float64]]:
         """This site's named arrays for one step, float64."""
-        _, arrays = await self._ask("contribution", "contribute", {"analysis": analysis, "step": step}, broadcast)
-        return arrays
+        answer = await self._ask("contribution", "contribute", {"analysis": analysis, "step": step}, broadcast)
+        return answer.arrays()
+
+    async def contribution_to(self, take: Take, analysis: str, step: int, broadcast: bytes) -> None:
+        """The same, given to `take` in another thread, part by part as compute says it: it stands nowhere whole."""
+        await self._ask("contribution", "contribute", {"analysis": analysis, "step": step}, broadcast, take)
 
     async def _ask(
-        self, expected: str, kind: str | None = None, header: dict[str, Any] | None = None, payload: bytes = b""
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        self,
+        expected: str,
+        kind: str | None = None,
+        header: dict[str, Any] | None = None,
+        payload: bytes = b"",
+        take: Take | None = None,
+    ) -> Letter:
         await self._turn.acquire()
-        asked = asyncio.ensure_future(asyncio.to_thread(self._exchange, expected, kind, header or {}, payload))
+        asked = asyncio.ensure_future(asyncio.to_thread(self._exchange, expected, kind, header or {}, payload, take))
         asked.add_done_callback(self._answered)
         # Whoever no longer waits leaves a thread behind that still reads: the next question waits for its end, or it
         # would be given the answer to this one.
@@ -110,12 +122,12 @@ class Custodian:
             asked.exception()  # nobody may be there to hear it
 
     def _exchange(
-        self, expected: str, kind: str | None, header: dict[str, Any], payload: bytes
-    ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        self, expected: str, kind: str | None, header: dict[str, Any], payload: bytes, take: Take | None
+    ) -> Letter:
         try:
             if kind is not None:
                 self._channel.send(kind, header, payload)
-            answer = self._channel.receive()
+            answer = self._channel.receive(expected, take)
         except (OSError, PeerError) as error:
             # a socket closes a moment before its process can be seen to have ended
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,7 +144,7 @@ class Custodian:
                 hint="the site's compute log says more; nothing was sent",
                 code=RefusalCode.NOT_READY,
             )
-        return answer.header, answer.arrays()
+        return answer
 
     def kill(self) -> None:
         """End the process and everything it started, at once."""

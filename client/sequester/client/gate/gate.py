@@ -24,6 +24,7 @@ from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.egress import Egress, Seldom
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
+from sequester.client.gate.reckoning import reckoned
 from sequester.client.gate.release import ReleaseGate
 from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.gate.session import DISK_S, Progress, Session
@@ -228,7 +229,7 @@ class Consortium:
             return await Custodian.start(text, cohort, allow, log_file, device)
 
         async def receipt(progress: Progress, state: str) -> bytes:
-            life = await asyncio.to_thread(self._ledger.life().json)
+            life = await asyncio.to_thread(reckoned, self._ledger.life())
             data = self._receipt(study, digest, session, progress, state, life)
             path = self._receipt_path(digest)
             try:

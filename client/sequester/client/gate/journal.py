@@ -15,10 +15,8 @@ import fcntl
 import os
 import sqlite3
 import struct
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -26,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sequester.protocols.errors import SiteError
 from sequester.protocols.packets import pieces, unpacked
-from sequester.protocols.secagg.messages import MaskedInput, MaskedVector
+from sequester.protocols.secagg.messages import MaskedInput
 from sequester.protocols.wire import Limits, Reader, frames
 
 _LENGTH = struct.Struct(">I")
@@ -121,15 +119,12 @@ class Journal:
         path = self._folder / "outbox"
         if not path.exists():
             return None
-        data = memoryview(path.read_bytes())
-        reader, at = Reader(self._limits), 0
-        while at < len(data):
-            (size,) = _LENGTH.unpack(data[at : at + 4])
-            message = reader.take(unpacked(data[at + 4 : at + 4 + size].tobytes()))
-            at += 4 + size
-            if isinstance(message, MaskedInput):
-                # a copy of its own: the member may hold it longer than these bytes live
-                return replace(message, y=MaskedVector(np.array(message.y)))
+        reader = Reader(self._limits)
+        with path.open("rb") as file:
+            while head := file.read(_LENGTH.size):
+                message = reader.take(unpacked(file.read(*_LENGTH.unpack(head))))
+                if isinstance(message, MaskedInput):
+                    return message
         return None
 
     def close(self) -> None:

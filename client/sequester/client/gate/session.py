@@ -18,15 +18,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from sequester.client.gate.contribution import moved_words, noise_share, noised_sum, ring_vector
+from sequester.client.gate.contribution import Outgoing, moved_words, noise_share, noised_sum
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.delivery import METHOD, is_kept, receipt_frame
 from sequester.client.gate.egress import Egress, Seldom
@@ -62,6 +64,8 @@ from sequester.protocols.study import Study
 from sequester.protocols.wire import Limits, Reader, check_hello, frames, hello
 
 log = logging.getLogger("sequester.gate")
+
+T = TypeVar("T")
 
 RECONNECT_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one for ever: the exchange is back within ten seconds of a restart
 DISK_S = 3.0  # how often a full disk is tried again
@@ -389,13 +393,10 @@ class Session:
         """What goes under the mask in the round that asked."""
         plan = self.study.analysis(asked.task.analysis)
         began = asyncio.get_running_loop().time()
-        layout = privacy.layout(self.study, plan, asked.task.step)
         if isinstance(plan, TrainingPlan) and plan.local_steps > 1:
-            words = await self._stepped(asked, plan, layout)
+            words = await self._stepped(asked, plan, privacy.layout(self.study, plan, asked.task.step))
         else:
-            drawing = asyncio.create_task(self._share(asked))
-            arrays = await self._computed(asked, asked.broadcast)
-            words = await asyncio.to_thread(ring_vector, self.study, plan, layout, arrays, await drawing, self._room)
+            words = await self._computed(partial(self._summed, asked))
         if isinstance(plan, TrainingPlan) and plan.send_slot_s is not None:
             # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
             spent = asyncio.get_running_loop().time() - began
@@ -428,7 +429,7 @@ class Session:
         weights = next(walk)
         while True:
             share = await self._share(asked)
-            sums = await self._computed(asked, named.encode(weights))
+            sums = await self._computed(partial(self._sums, asked, named.encode(weights)))
             noised = await asyncio.to_thread(noised_sum, self.study, plan, layout, sums, share)
             try:
                 weights = walk.send(noised)
@@ -439,13 +440,30 @@ class Session:
         plan = self.study.analysis(asked.task.analysis)
         return await asyncio.to_thread(noise_share, self.study, plan, asked.task.step, asked.noise_adders)
 
-    async def _computed(self, asked: Contribute, broadcast: bytes) -> Sums:
-        """The named arrays; a compute process that was killed is started again once, on the same frozen cohort."""
+    async def _sums(self, asked: Contribute, broadcast: bytes, compute: Custodian) -> Sums:
+        return await compute.contribution(asked.task.analysis, asked.task.step, broadcast)
+
+    async def _summed(self, asked: Contribute, compute: Custodian) -> RingVector:
+        """Noise and contribution as ring words: the one is drawn while compute works on the other."""
+        task = asked.task
+        plan = self.study.analysis(task.analysis)
+        outgoing = Outgoing(self.study, plan, task.step, asked.noise_adders, self._room)
+        drawing = asyncio.get_running_loop().run_in_executor(None, outgoing.draw)  # before a thread can wait for it
+        try:
+            await compute.contribution_to(outgoing.take, task.analysis, task.step, asked.broadcast)
+            await drawing
+            return outgoing.words()
+        finally:
+            outgoing.erase()
+            drawing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _computed(self, ask: Callable[[Custodian], Awaitable[T]]) -> T:
+        """What compute is asked for; a process that was killed is started again once, on the same frozen cohort."""
         for last in (False, True):
             try:
                 await self.ready_compute()
                 assert self._compute is not None
-                return await self._compute.contribution(asked.task.analysis, asked.task.step, broadcast)
+                return await ask(self._compute)
             except SiteError:
                 if last or (self._compute is not None and self._compute.is_alive):
                     raise
