@@ -14,7 +14,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -91,15 +91,21 @@ class StudyRun:
     # ---- what the exchange tells it -----------------------------------------------------------------------------
 
     async def handle(self, index: int, message: Message) -> None:
-        """One message of site `index`; `PeerError` where it breaks the protocol."""
+        """One message of site `index`; `PeerError` where it breaks the protocol.
+
+        What is begun is brought to its end although the site's stream closes meanwhile.
+        """
         async with self._turn():
-            if isinstance(message, MaskedInput | UnmaskShares) and self._is_long:
-                effects = await asyncio.to_thread(self._machine.handle, index, message)
-            else:
-                effects = self._machine.handle(index, message)
-            if isinstance(message, KeyAdvertisement):
-                self._store.witness(self.study.roster[index], message.data_set, message.counter, adv_json(message))
-            await self._perform(effects)
+            await _to_its_end(self._handled(index, message))
+
+    async def _handled(self, index: int, message: Message) -> None:
+        if isinstance(message, MaskedInput | UnmaskShares) and self._is_long:
+            effects = await asyncio.to_thread(self._machine.handle, index, message)
+        else:
+            effects = self._machine.handle(index, message)
+        if isinstance(message, KeyAdvertisement):
+            self._store.witness(self.study.roster[index], message.data_set, message.counter, adv_json(message))
+        await self._perform(effects)
 
     async def leaves(self, index: int) -> None:
         """Site `index` is out of the study for good, whether it says so or not."""
@@ -359,6 +365,24 @@ class StudyRun:
                 for plan in self.study.analyses
             },
         }
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`; whoever is cancelled meanwhile ends after it.
+
+    A thread cannot be called back. Left behind, it would change the machine beside the next turn, and what the machine
+    wanted said, the end of the round perhaps, would be lost: one hospital that hangs up at that moment would spoil the sum
+    or stop the study.
+    """
+    task, stopped = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            stopped = error
+    task.result()
+    if stopped is not None:
+        raise stopped
 
 
 def results_bytes(results: dict[str, Any]) -> bytes:
