@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from contextlib import suppress
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -9,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sequester.protocols import exchange_pb2 as pb
+from sequester.protocols import memory
 from sequester.protocols.memory import Room
 from sequester.protocols.packets import Chunk, packed, pieces, unpacked
 
@@ -109,3 +115,25 @@ def test_memory_is_given_out_again_only_when_nobody_sees_it() -> None:
     assert room.array(100, np.uint32).ctypes.data == address
     assert room.array(101, np.uint32).shape == (101,)
     assert room.array(101, np.uint64).dtype == np.uint64
+
+
+def test_two_threads_that_ask_at_once_are_not_given_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that the exchange gave up still works in its thread: its words would stand among the next round's."""
+    room, both = Room(), threading.Barrier(2)
+    room.array(4, np.uint32)
+
+    def counted(array: np.ndarray) -> int:
+        count = sys.getrefcount(array) - 1  # this function's own reference
+        del array
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # the interpreter turns to the other thread
+        return count
+
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(getrefcount=counted))
+    given: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: given.append(room.array(4, np.uint32))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not np.shares_memory(*given)
