@@ -116,6 +116,22 @@ def test_a_model_is_judged_on_people_who_took_no_part_with_and_without_noise() -
     assert row["without_noise"] <= row["pooled"] + 0.005
 
 
+def test_heads_are_judged_by_the_head_of_each_persons_own_group() -> None:
+    of = study("recipe-heads", 4000)
+    people = made_up(of, 4000, 1000)
+    cohorts = [people.of(i) for i in range(len(of.sites))]
+    finished = gate_loop.run(of, cohorts)
+    results = {"analyses": {name: {"result": done.result} for name, done in finished.items()}}
+    rows = rehearsal.judged(of, utilities(of), results, people)
+    assert [(row["analysis"], row["features"]) for row in rows] == [("pooled", 4), ("heads", 20)]  # 4 columns, 5 groups
+    others, state = people.of(-1).everybody("all"), finished["heads"].state
+    theirs = (others.x * state["head_w"][others.strata]).sum(axis=1) + state["head_b"][others.strata]
+    ours = rehearsal.heads_scores(of, finished["pooled"].result, finished["heads"].result, others)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert rows[1]["private"] == pytest.approx(roc_auc_score(others.y, theirs), abs=1e-9)
+    assert rows[1]["without_noise"] is not None and rows[1]["lost"] == rows[1]["without_noise"] - rows[1]["private"]
+
+
 @pytest.mark.parametrize(
     ("template", "measure", "expected"),
     [

@@ -22,7 +22,7 @@ from sequester.protocols.analyses.evaluation import subgroups
 from sequester.protocols.analyses.metrics import by_group
 from sequester.protocols.analyses.newton import Estimates, inverse
 from sequester.protocols.analyses.plan import AnalysisPlan
-from sequester.protocols.analyses.weights import judged, score_sd, sent, sigmoid
+from sequester.protocols.analyses.weights import judged, public_scale, sent, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Study
@@ -75,7 +75,7 @@ class Calibration:
     ) -> Sums:
         w, b = np.asarray(broadcast["w"], dtype=np.float64), np.asarray(broadcast["b"], dtype=np.float64)
         sums = {name: np.zeros(shape) for name, shape in self.layout(plan, study, step).fields}
-        inner = _edges(w if w.ndim == 1 else w[0], float(b[0]), plan.bins)
+        inner = _edges(w, b, plan.bins)
         for block in cohort.blocks(plan.part):
             z = np.clip(judged(block, w, b), -50.0, 50.0)
             x = np.column_stack([np.ones(len(z)), z])
@@ -121,12 +121,13 @@ def _to_all(state: State) -> Broadcast:
     return weights | ({"betas": state["f.beta"]} if "f.beta" in state else {})
 
 
-def _edges(w: Vector, b: float, bins: int) -> Vector:
+def _edges(w: Vector, b: Vector, bins: int) -> Vector:
     """Inner edges of the predictor: public quantiles were the features independent."""
     from scipy.special import ndtri  # heavy: loaded where it is used
 
+    sd, centre = public_scale(np.nan_to_num(w), np.nan_to_num(b))
     with np.errstate(invalid="ignore"):
-        edges = ndtri(np.linspace(0, 1, bins + 1))[1:-1] * score_sd(np.nan_to_num(w)) + np.nan_to_num(b)
+        edges = ndtri(np.linspace(0, 1, bins + 1))[1:-1] * sd + centre
     found: Vector = np.clip(np.nan_to_num(edges), -1e300, 1e300)
     return found
 

@@ -5,7 +5,7 @@ ROC, precision, deciles and calibration are post-processing of it; exact mode ad
 follow-up by score by event, for the C-index. One patient is one cell: sensitivity 1. Quantitative outcome: patients,
 absolute and squared error on the outcome's own scale, how many predictions lie within 20 % and how many above, each
 bounded by a public error bound. With `folds` each patient is judged by the model that left their fold out; of heads, by
-that of their own group, in bins of the pooled model.
+that of their own group.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sequester.protocols.analyses.metrics import (
 )
 from sequester.protocols.analyses.plan import AnalysisPlan, Number
 from sequester.protocols.analyses.training import TrainingPlan, bounded, network_score, records
-from sequester.protocols.analyses.weights import judged, mean_of, predictor, score_sd, sent, sigmoid
+from sequester.protocols.analyses.weights import judged, mean_of, predictor, public_scale, score_sd, sent, sigmoid
 
 if TYPE_CHECKING:
     from sequester.protocols.study import Column, Study
@@ -129,7 +129,7 @@ class Evaluation:
         timed = study.phenotype.kind == "time"
         cells = np.zeros(self.layout(plan, study, step).fields[0][1])
         sums = np.zeros((len(cells), len(SUMS)))
-        sd, centre = _spread(broadcast)
+        sd, centre = _spread(plan, broadcast)
         inner = edges(plan.bins)[1:-1]  # a weight that is not finite puts patients into a bin, never into a refusal
         for block in cohort.blocks(plan.part):
             score = _score(plan, study, broadcast, block)
@@ -191,7 +191,7 @@ class Evaluation:
         if plan.bands:
             result["bands"] = _bands(plan, sums["bands"], floor + 2 * noise_sd)
         if study.phenotype.kind == "binary":
-            result["calibration"] = _calibration(of.sum(axis=0), *_spread(state), floor)
+            result["calibration"] = _calibration(of.sum(axis=0), *_spread(plan, state), floor)
         if len(of) > 1:
             size = {
                 n: float(of[g, 0] if study.phenotype.kind == "quantitative" else of[g].sum()) for n, g in place.items()
@@ -214,7 +214,7 @@ class Evaluation:
         found = discrimination(cells, noise_sd, study.publication_floor, silent)
         if "suppressed" in found:
             return found
-        sd, centre = _spread(state)
+        sd, centre = _spread(plan, state)
         if exact is None:
             z = bin_centres(cells.shape[1]) * sd + centre
             exact = binned_sums(cells, z, sigmoid(z))
@@ -281,12 +281,14 @@ def _score(plan: EvaluationPlan, study: Study, model: Broadcast, block: Block) -
     return judged(block, w if len(w) > 1 else w[0], b)
 
 
-def _spread(model: Broadcast) -> tuple[float, float]:
+def _spread(plan: EvaluationPlan, model: Broadcast) -> tuple[float, float]:
     """(scale, centre) of the histogram's edges, from the weights alone: public."""
     if "hidden.weight" in model:
         safe = bounded(model)
         return score_sd(safe["head.weight"][0]), float(safe["head.bias"][0])
-    return score_sd(model["w"][0]), float(model["b"][0])
+    w, b = np.asarray(model["w"], dtype=np.float64), np.asarray(model["b"], dtype=np.float64)
+    heads = len(w) > 1 and not plan.folds
+    return public_scale(w if heads else w[0], b)
 
 
 def subgroups(study: Study) -> tuple[str, ...]:

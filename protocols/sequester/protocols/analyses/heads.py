@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 ROUNDS = {"exact": 30, "private": 3}
+UNIT = 4.0  # private sums are sent divided by it: so they fit a ring that a study's gradients, clipped at 0.6, fit
 WIDER = 5.0  # of intercept and multiplier: they rank nobody within a group
 FARTHEST = 50.0  # standard deviations of the pooled predictor: beyond it is a broadcast, not a genome
 MAX_EXACT_COLUMNS = 200  # every pair of them in every group
@@ -82,8 +83,8 @@ class Heads:
             return FARTHEST**2  # head-room only: nothing is clipped
         b2 = 1 + float(plan.record_norm) ** 2  # the intercept's 1 and the clipped columns
         if family(study) == "logistic":  # weights of at most 1/4, residuals of at most 1
-            return float(np.sqrt(b2**2 / 16 + b2))
-        return float(np.sqrt(b2**2 + b2 + 1))
+            return float(np.sqrt(b2**2 / 16 + b2)) / UNIT
+        return float(np.sqrt(b2**2 + b2 + 1)) / UNIT
 
     def is_iterative(self, plan: HeadsPlan, study: Study) -> bool:
         return True
@@ -110,7 +111,7 @@ class Heads:
                 rows = block.strata == g
                 of = {name: sums[name][g] for name in sums}
                 add(plan, study, x[rows], block.y[rows], z[rows], deltas[g], upper, of)
-        return sums
+        return sums if plan.mode == "exact" else {name: total / UNIT for name, total in sums.items()}
 
     def _exact(
         self, plan: HeadsPlan, study: Study, x: Vector, y: Vector, z: Vector, delta: Vector, upper: Any, of: Sums
@@ -160,7 +161,8 @@ class Heads:
     def _average(
         self, plan: HeadsPlan, study: Study, state: State, sums: Sums, step: int, last: bool
     ) -> Next | Finished:
-        d, t, noise = columns(plan, study), step + 1, noise_sd(plan, study)
+        d, t, noise = columns(plan, study), step + 1, noise_sd(plan, study) * UNIT
+        sums = {name: total * UNIT for name, total in sums.items()}
         scale = np.append(1.0, np.full(d - 1, (d - 1) ** -0.5))  # of the columns in the sums
         prior = variances(plan, study) / scale**2
         moment = sums["score"] + [

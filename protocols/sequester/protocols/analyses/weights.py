@@ -66,6 +66,13 @@ def score_sd(w: Vector) -> float:
     return max(float(np.sqrt((w * w).sum())), 1e-12)
 
 
+def public_scale(w: Vector, b: Vector) -> tuple[float, float]:
+    """(standard deviation, centre) of the predictor that `sent` weights give, from them alone: of heads over all groups."""
+    if w.ndim == 1:
+        return score_sd(w), float(b[0])
+    return score_sd(w[1:] / np.sqrt(len(w) - 1)), float(b[1:].mean())
+
+
 def mean_of(family: str, z: Vector) -> Vector:
     """The fitted mean of a linear predictor; a Poisson mean is finite for every broadcast."""
     if family == "logistic":
