@@ -15,7 +15,7 @@ import json
 import logging
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -71,6 +71,7 @@ RECONNECT_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one for ever: the exchange i
 DISK_S = 3.0  # how often a full disk is tried again
 _HELLO_S = 30.0
 _GOODBYE_S = 5.0
+_LOST = (grpc.aio.AioRpcError, asyncio.InvalidStateError, PeerError)  # how a stream ends under whoever writes
 
 
 @dataclass(slots=True)
@@ -116,6 +117,8 @@ class Session:
         self._compute: Custodian | None = None
         self._room = Room()  # the vector of one round: its words are stored and sent before the next one needs it
         self._call: grpc.aio.StreamStreamCall[bytes, Frame] | None = None
+        self._closed: grpc.aio.StreamStreamCall[bytes, Frame] | None = None  # the last call that was closed here
+        self._is_writing = False
         self._turn = asyncio.Lock()
         self._round: Contribute | None = None
         self._working: asyncio.Task[None] | None = None
@@ -172,14 +175,28 @@ class Session:
 
     async def withdraw(self) -> None:
         """Leave the study for good: tell the exchange if it listens, erase the session's keys."""
-        async with self._turn:
-            with contextlib.suppress(
-                grpc.aio.AioRpcError, asyncio.InvalidStateError
-            ):  # a stream that broke stops nobody
-                await self._perform(self._member.withdraw())
-        await self._leave("withdrawn")
+        hanging_up = asyncio.create_task(self._hang_up())
+        try:
+            async with self._turn:
+                with contextlib.suppress(*_LOST):  # a stream that broke stops nobody
+                    await self._perform(self._member.withdraw())
+            await self._leave("withdrawn")
+        finally:
+            hanging_up.cancel()
+        asyncio.get_running_loop().call_later(_GOODBYE_S, self._close)  # if the exchange does not hang up
+
+    async def _hang_up(self) -> None:
+        """Close a stream on which nothing moves: an exchange that takes no bytes keeps nobody in its study."""
+        while True:
+            await asyncio.sleep(_GOODBYE_S)
+            if self._is_writing:
+                self._close()
+
+    def _close(self) -> None:
+        """Close the stream: whoever reads or writes there is told as of any other that is lost."""
+        self._closed = self._call
         if self._call is not None:
-            asyncio.get_running_loop().call_later(_GOODBYE_S, self._call.cancel)  # if the exchange does not hang up
+            self._call.cancel()
 
     async def _recover(self, error: SequesterError) -> None:
         """A disk or a budget said no between two effects: what is on disk is what counts, once it can be opened."""
@@ -267,11 +284,20 @@ class Session:
         return frame
 
     async def _frame(self, call: grpc.aio.StreamStreamCall[bytes, Frame]) -> object:
-        try:
+        with self._closed_here(call):
             return await call.read()
+
+    @contextlib.contextmanager
+    def _closed_here(self, call: grpc.aio.StreamStreamCall[bytes, Frame]) -> Iterator[None]:
+        """A stream that `_close` ended is an error of the stream and no end of the session.
+
+        gRPC cancels whoever waits there; of a write it does not even say that the call was cancelled.
+        """
+        try:
+            yield
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not call.cancelled() or (task is not None and task.cancelling()):
+            if call is not self._closed or (task is not None and task.cancelling()):
                 raise  # this session is being stopped
             raise self._fault or PeerError("the stream was closed here") from None
 
@@ -307,7 +333,7 @@ class Session:
             if self.final is not None:
                 return
             self._settle(state)
-            lost = contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError)
+            lost = contextlib.suppress(*_LOST)
             if self._call is not None:
                 with lost:
                     await self._perform(self._member.closing(*self._ledger.head()))
@@ -360,10 +386,15 @@ class Session:
         epoch = self._member.epoch if kind == "KeyAdvertisement" else None
         self.progress.bytes_up += self.egress.leaves(kind, chain.from_iterable(map(pieces, sent)), round_number, epoch)
         self.progress.frames_up += len(sent)
-        if self._call is None:
+        if (call := self._call) is None:
             return  # said again on the next stream: the member resumes
-        for frame in sent:
-            await self._call.write(packed(frame))
+        self._is_writing = True
+        try:
+            with self._closed_here(call):
+                for frame in sent:
+                    await call.write(packed(frame))
+        finally:
+            self._is_writing = False
 
     # ---- compute ------------------------------------------------------------------------------------------------
 
@@ -411,7 +442,7 @@ class Session:
                     return False
                 await self._perform(await asyncio.to_thread(act))
                 return True
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except _LOST:
             log.warning("study %s: stream lost while speaking; the stored bytes go out again", self.digest[:12])
         except Exception as error:  # the member may be ahead of the disk: what is written is what counts
             self._break(error if isinstance(error, SequesterError) else unforeseen(error))
@@ -420,8 +451,7 @@ class Session:
     def _break(self, error: SequesterError) -> None:
         """The member is ahead of the disk: have the stream's own loop end it and stand where the journal says."""
         self._fault = error
-        if self._call is not None:
-            self._call.cancel()
+        self._close()
 
     async def _stepped(self, asked: Contribute, plan: TrainingPlan, layout: Layout) -> RingVector:
         """The move of local steps: each step's sum gets noise here before the next step begins."""
