@@ -257,6 +257,41 @@ def test_the_federation_over_masks_gives_what_the_plain_loop_gives(tmp_path: Pat
     assert masked.result["groups"].keys() == plain.result["groups"].keys()
 
 
+OF: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "glm": (NEWTON, {}),
+    "table": (NEWTON | {"features": "table"}, {}),
+    "left out": (NEWTON | {"leave_out": ["s0"]}, {}),
+    "penalised": ({"kind": "penalised", "name": "fit", "mode": "exact", "l1": "1", "strength": "0.01", "rounds": 60}, {}),
+    "prs": ({"kind": "prs", "name": "fit", "mode": "exact", "prevalence": "0.2", "shrinkage": "none"}, {}),
+    "linear": ({"kind": "linear", "name": "fit", "mode": "exact"}, {"phenotype": HEIGHT}),
+    "linear glm": (NEWTON | {"family": "linear"}, {"phenotype": HEIGHT}),
+    "folds": ({"kind": "penalised", "name": "fit", "mode": "exact", "scheme": "folds", "l1": "0.5", "grid": ["0.1", "0.01"]},
+              {"phenotype": HEIGHT}),
+    "training": ({"kind": "training", "name": "fit", "rounds": 4, "prevalence": "0.2", "gradients": "closed"}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["exact", "private"])
+@pytest.mark.parametrize("of", OF)
+def test_every_model_with_weights_can_have_heads_and_what_is_printed_is_what_is_left(of: str, mode: str) -> None:
+    first, changed = OF[of]
+    ring = {"aggregation": EXACT | {"fraction_bits": 20}} if mode == "private" or of == "training" else {}
+    study = study_of([first, {"kind": "heads", "name": "heads", "of": "fit", "mode": mode}], **changed, **ring)
+    whole = people(study, ALL, 7, (0.3, 0.2, 0.4, 0.1))
+    finished = plain_loop.run(study, plain_loop.split(whole, SIZES), np.random.default_rng(1))
+    result, state = finished["heads"].result, finished["heads"].state
+    assert state["head_w"].shape == (4, len(study.features())) and np.isfinite(state["head_w"]).all()
+    assert mode == "private" or result["converged"]
+    rest = result["groups"]["other"]["pooled_times"] if mode == "private" else 1.0  # `other` is ranked as before
+    np.testing.assert_allclose(state["head_w"][3], rest * state["w"], rtol=1e-12)
+    table_features = len(study.table_features())
+    for g, name in enumerate(GROUPS):
+        row = result["groups"][name]
+        assert [w["standardised"] for w in row["weights"]] == pytest.approx(state["head_w"][g][:table_features])
+        assert row["pooled_times"] * state["w"][table_features:] == pytest.approx(state["head_w"][g][table_features:])
+        assert row["intercept"] == pytest.approx(state["head_b"][g]) and 0 <= row["data_weight"] <= 1
+
+
 def gains(epsilon: str, order: str, apart: float, shares: tuple[float, ...], seeds: range) -> np.ndarray:
     """(seeds, 3): AUC of private heads less that of the private pooled model they are of, in each group, 100,000 others."""
     study = study_of([POOLED, PRIVATE], n0=10_000, n_max=12_000, privacy={

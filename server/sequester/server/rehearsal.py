@@ -24,6 +24,7 @@ from scipy.stats import rankdata
 
 from sequester.protocols import privacy
 from sequester.protocols.analyses.cohort import Block
+from sequester.protocols.analyses.evaluation import subgroups
 from sequester.protocols.analyses.heads import HeadsPlan
 from sequester.protocols.analyses.loop import without_noise
 from sequester.protocols.analyses.registry import leaves_a_model
@@ -305,9 +306,9 @@ def heads_scores(study: Study, pooled: Mapping[str, Any], result: Mapping[str, A
     for row in pooled["weights"]:
         w[names[row["name"]]] = float(row["standardised"])
     score = block.x @ w + b
-    for g, group in enumerate(study.cohort.subgroup_values):
-        head, rows = result["groups"][group], block.strata == g
-        if "suppressed" not in head:
+    for g, group in enumerate(subgroups(study)):
+        head, rows = result["groups"].get(group, {}), block.strata == g
+        if "weights" in head:
             own = w * float(head["pooled_times"])
             for row in head["weights"]:
                 own[names[row["name"]]] = float(row["standardised"])

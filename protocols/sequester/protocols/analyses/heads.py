@@ -3,12 +3,13 @@
 A patient's predictor is z = pooled + x'delta_g. x: 1, the published scores (or all of the table), and the pooled predictor
 over its public standard deviation, so that a group may weigh the whole model more or less without changing its order.
 delta_g is normal around 0: a group with few patients keeps the pooled model. So does `other`: whoever is in it is not one
-population, and the next hospital's `other` is another.
+population, and the next hospital's `other` is another. Nothing is opened of it.
 
 Exact: the penalised maximum, by Newton in a few columns for all groups at once. Private: noisy information and score of each
 group, one sensitivity for all of them, since a patient is in one group's block only (parallel composition); then the
-posterior mean of `pooling.py`, which counts the noise. Later rounds are linearised where the earlier ones ended, and averaged
-with them. Neither form has standard errors: those of a penalised estimate are no confidence intervals.
+posterior mean of `pooling.py`, which counts the noise and has one intercept and multiplier in common. `other` gets these two:
+they leave its order, and people of different groups stay comparable. Later rounds are linearised where the earlier ones
+ended, and averaged with them. Neither form has standard errors: those of a penalised estimate are no confidence intervals.
 """
 
 from __future__ import annotations
@@ -176,11 +177,12 @@ class Heads:
         if "squares" in sums:  # in units of the residuals' standard deviation, of all groups together
             squares, people = new["squares"].sum() / t, sum(of[0, 0] for of in informations)
             noises = [n / float(np.sqrt(np.clip(squares / max(people, 1.0), 1e-4, 1.0))) for n in noises]
-        found = posterior(informations, list(new["moment"] / t), prior, noises[0])
+        found, common = posterior(informations, list(new["moment"] / t), prior, noises[0])
         new["deltas"] = np.array([delta * scale for delta, _ in found])
         if not last:
             return Next(new, _to_all(new))
-        return _finished(plan, study, state, list(new["deltas"]), [weight for _, weight in found], None)
+        weights = [weight for _, weight in found]
+        return _finished(plan, study, state, list(new["deltas"]), weights, None, rest=common * scale)
 
 
 def family(study: Study) -> str:
@@ -232,9 +234,12 @@ def _to_all(state: State) -> Broadcast:
 
 def _finished(
     plan: HeadsPlan, study: Study, state: State, deltas: list[Vector], weights: list[float], people: Vector | None,
-    **more: Any,
+    rest: Vector | None = None, **more: Any,
 ) -> Finished:  # fmt: skip
-    """What is printed, and for later analyses the pooled model with one of each stratum; `people` (groups, 3) if exact."""
+    """What is printed, and for later analyses the pooled model with one of each stratum.
+
+    `people` (groups, 3) in exact mode; `rest` is the change of everybody else, where there is one.
+    """
     names, floor = study.cohort.subgroup_values, study.publication_floor
     w, b = np.asarray(state["w"], dtype=np.float64), float(state["b"][0])
 
@@ -250,6 +255,9 @@ def _finished(
     own = [weights_of(plan, study, w, b, deltas[g]) for g in range(len(names))]
     # who is not shown, and `other`, keep the pooled model
     kept = [own[g] if "suppressed" not in groups[name] else (w, b) for g, name in enumerate(names)] + [(w, b)]
+    if rest is not None:
+        groups["other"] = _row(plan, study, w, b, rest) | {"data_weight": 0.0}
+        kept[-1] = weights_of(plan, study, w, b, rest)
     heads: State = {"head_w": np.array([row for row, _ in kept]), "head_b": np.array([at for _, at in kept])}
     result: Result = {"of": plan.of, "prior_sd": float(plan.prior_sd), "groups": groups} | more
     return Finished(result, {"w": state["w"], "b": state["b"], **heads})

@@ -20,8 +20,8 @@ COMMON = 4.0  # variance of the common change, over that of the plan
 
 def posterior(
     informations: list[Vector], scores: list[Vector], prior: Vector, noise: float
-) -> list[tuple[Vector, float]]:
-    """Of each group the posterior mean of delta (d,), and the weight of its own data in it, 0..1.
+) -> tuple[list[tuple[Vector, float]], Vector]:
+    """Of each group the posterior mean of delta (d,), and the weight of its own data in it, 0..1; and the common change (d,).
 
     `prior` (d,) variances; `noise` is the standard deviation in every number of information and score.
     """
@@ -29,7 +29,7 @@ def posterior(
     ends = np.eye(d)[:, [0, -1]]
     wide = np.diag(1 / (COMMON * prior[[0, -1]]))
     of = [_variance(information) for information in informations]
-    likely, means, own = [], [], []
+    likely, means, own, shared = [], [], [], []
     for outer, inner in product(APART, APART):
         c = np.concatenate([[outer], np.full(d - 2, inner), [outer]]) * prior
         spreads = [i @ (c[:, None] * i) + i + max(noise**2, 1e-12) * np.eye(d) for i in of]
@@ -50,10 +50,12 @@ def posterior(
         likely.append(-0.5 * value)
         means.append(mean)
         own.append(share)
+        shared.append(common)
     weight = np.exp(np.array(likely) - max(likely))
     weight /= weight.sum()
     deltas, shares = np.tensordot(weight, np.array(means), 1), np.clip(weight @ np.array(own), 0.0, 1.0)
-    return [(delta, float(share)) for delta, share in zip(deltas, shares, strict=True)]
+    found = [(delta, float(share)) for delta, share in zip(deltas, shares, strict=True)]
+    return found, np.asarray(weight @ np.array(shared))
 
 
 def _variance(information: Vector) -> Vector:

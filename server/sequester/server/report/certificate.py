@@ -173,7 +173,8 @@ def trust(study: Study, promise: privacy.Promise | None) -> dict[str, Any]:
 
 
 def public_inputs(study: Study) -> dict[str, Any]:
-    """What entered from outside the cohorts: sizes, frequencies, bounds, published scores."""
+    """What entered from outside the cohorts: sizes, frequencies, bounds, published scores, how far heads may lie apart."""
+    priors = {p.name: str(p.prior_sd) for p in study.analyses if p.kind == "heads"}
     return {
         "n0": study.n0,
         "n_max": study.n_max,
@@ -185,6 +186,7 @@ def public_inputs(study: Study) -> dict[str, Any]:
             for p in study.analyses
             if p.kind in ("glm", "training") and p.family == "logistic"
         },
+        **({"prior_sd": priors} if priors else {}),
     }
 
 

@@ -24,10 +24,11 @@ def heads(study: Study, name: str, analyses: Mapping[str, Any]) -> Part:
     assert isinstance(plan, HeadsPlan)
     result: Result = analyses[name]["result"]
     groups: Mapping[str, Result] = result["groups"]
-    hidden = [group for group, row in groups.items() if "suppressed" in row]
     words = [
         sentence(prs_rs.method(study, name)),
-        f"{listed([*hidden, 'other'])}: judged by the pooled model. No intervals: a head held near another model has none.",
+        f"{listed(pooled_for(result))}: judged by the pooled model"
+        + (", with the intercept and multiplier that the groups have in common" if "other" in groups else "")
+        + ". No intervals: a head held near another model has none.",
     ]
     if result.get("converged") is False:
         words.append("Not every head converged in its rounds: read them with care.")
@@ -35,6 +36,11 @@ def heads(study: Study, name: str, analyses: Mapping[str, Any]) -> Part:
     if (beside := _side_by_side(study, plan, analyses)) is not None:
         pairs.append((None, beside))
     return Part(name, tuple(words), tuple(pairs))
+
+
+def pooled_for(result: Result) -> list[str]:
+    """The groups that have no head of their own."""
+    return [*(group for group, row in result["groups"].items() if "suppressed" in row), "other"]
 
 
 def _weights(study: Study, plan: HeadsPlan, analyses: Mapping[str, Any]) -> tuple[Figure | None, Table]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sequester.protocols.analyses.registry import Plan, leaves_a_model
 from sequester.protocols.study import Study
-from sequester.server.report import findings, prs_rs
+from sequester.server.report import findings, heads, prs_rs
 from sequester.server.report.pieces import Result, digits, percent, sentence, withheld
 from sequester.server.report.scoring_file import licence
 
@@ -183,10 +183,10 @@ def _limits(study: Study, plan: Plan, analyses: Mapping[str, Any]) -> Sequence[s
                     f"Not known in {', '.join(map(_text, hidden))}: too few patients, or withheld to protect such a group."
                 )
     if plan.kind == "heads":
-        without = [name for name, row in analyses[plan.name]["result"]["groups"].items() if "suppressed" in row]
+        without = ", ".join(map(_text, heads.pooled_for(analyses[plan.name]["result"])))
         said.append(
             f"Each group of {_text(str(study.cohort.subgroup))} has weights of its own, in a scoring file of its own; "
-            f"{', '.join(map(_text, [*without, 'everybody else']))}: the pooled model."
+            f"{without}: those of the pooled model, but for one factor."
         )
     if plan.mode == "private":
         said.append("Weights carry noise: no weight is evidence of its variant's effect.")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sequester.protocols import privacy, release
+from sequester.protocols.analyses.evaluation import subgroups
 from sequester.protocols.analyses.heads import HeadsPlan
 from sequester.protocols.analyses.registry import Plan
 from sequester.protocols.errors import PrivacyError, RefusalCode, StudyError
@@ -138,7 +139,7 @@ def scoring_files(study: Study, digest: str, results: Mapping[str, Any]) -> dict
             ]
             data = scoring_file(study, digest, weights, epsilon_of(plan), more) if weights else None
             if data is not None:
-                place = study.cohort.subgroup_values.index(group)
+                place = subgroups(study).index(group)
                 slug = re.sub(r"[^A-Za-z0-9-]+", "-", group).strip("-") or str(place)
                 name = f"{stem}_{plan.name}_{slug}_scoring_file.txt.gz"
                 found[name if name not in found else f"{stem}_{plan.name}_{slug}-{place}_scoring_file.txt.gz"] = data
