@@ -65,27 +65,33 @@ class Ours:
         )
         return {e.to: e.message for e in started if isinstance(e, Send)}
 
-    def _masked(self, i: int, start: Message) -> tuple[MaskedInput, list[bytes]]:
+    def _masked(self, i: int, start: Message, keep: bool = True) -> tuple[MaskedInput, list[bytes]]:
         member = self.session.members[i]
         asked = member.handle(start)
         assert any(isinstance(e, Contribute) for e in asked)
         words = self.codec.words_of(self.vector, room=self._room)
         message = next(e.message for e in member.contribute(words) if isinstance(e, Send))
         assert isinstance(message, MaskedInput)
-        sent = [packed(frame) for frame in frames(message)]
+        sent, size = [], 0
+        for frame in frames(message):  # a gate lets go of each packet when it is written
+            data = packed(frame)
+            size += len(data)
+            if keep:
+                sent.append(data)
         if i == 0:
-            self.bytes_up = sum(map(len, sent))
+            self.bytes_up = size
         return message, sent
 
     def site(self) -> float:
         """Seconds of site 0."""
         start = self._start()[0]
         begin = time.perf_counter()
-        self._masked(0, start)
+        self._masked(0, start, keep=False)
         return time.perf_counter() - begin
 
     def server(self, absent: int) -> float:
         """Seconds of the aggregator over one round in which the last `absent` sites say nothing."""
+        self.sum = np.zeros(0)  # as an analysis lets go of the last sum before the next one
         starts = self._start()
         active = range(self.n - absent)
         sent: dict[int, list[bytes]] = {}
@@ -115,7 +121,7 @@ class Ours:
                 effects += self.session.aggregator.deadline(token)
         outcome = self._answered(effects, clock)
         with clock:
-            self.sum = self.codec.values_of(outcome.total, len(self.vector))
+            self.sum = self.codec.values_of(outcome.total, len(self.vector), self._room)
         return clock.seconds
 
     def _answered(self, effects: Sequence[Effect], clock: _Clock) -> Outcome:

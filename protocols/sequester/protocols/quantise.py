@@ -84,9 +84,10 @@ class Codec:
         They stand in `room`, where one is given.
         """
         n_words = self.words(len(vector))
-        words = (room or Room()).array(n_words, np.uint32 if self.ring_bits == 32 else np.uint64)
+        room = Room() if room is None else room
+        words = room.array(n_words, np.uint32 if self.ring_bits == 32 else np.uint64)
         block = min(_BLOCK, n_words)
-        scaled, held = np.empty(block), np.empty(block, dtype=np.int64)
+        scaled, held = room.array(block, np.float64, "scaled"), room.array(block, np.int64, "integers")
         for lane in range(self.lanes):  # the first one fills every word, the others are added
             first = lane * n_words
             for part in _blocks(first, min(first + n_words, len(vector))):
@@ -130,9 +131,9 @@ class Codec:
         ]
         return np.concatenate(lanes)[:coordinates]
 
-    def values_of(self, total: Words, coordinates: int) -> NDArray[np.float64]:
-        """`decode(from_sum(total, coordinates))`, one block in cache at a time, float64 (coordinates,)."""
-        values = np.empty(coordinates)
+    def values_of(self, total: Words, coordinates: int, room: Room | None = None) -> NDArray[np.float64]:
+        """`decode(from_sum(total, coordinates))`, one block in cache at a time, float64 (coordinates,), in `room`."""
+        values = (Room() if room is None else room).array(coordinates, np.float64, "values")
         n_words = self.words(coordinates)
         for part in _blocks(0, n_words):
             integers = self.from_sum(total[part], self.lanes * (part.stop - part.start)).reshape(self.lanes, -1)

@@ -27,6 +27,7 @@ from sequester.protocols import arrays, privacy
 from sequester.protocols.analyses.analysis import Finished, Layout, Next
 from sequester.protocols.analyses.registry import Plan, analysis_of
 from sequester.protocols.errors import RoundAbandoned
+from sequester.protocols.memory import Room
 from sequester.protocols.secagg.aggregator import Aggregator
 from sequester.protocols.secagg.messages import (
     Abandoned,
@@ -63,6 +64,7 @@ class StudyRun:
     def __init__(self, study: Study, digest: str, store: Store, say: Say, epoch: int) -> None:
         self.study = study
         self.digest = digest
+        self._room = Room()  # of an opened sum, until the analysis has let go of it
         self.progress: dict[str, Any] = {"phase": SET_UP, "analysis": "", "step": 0, "of": 0, "round": 0}
         self.bytes_up: dict[str, int] = dict.fromkeys(study.site_ids, 0)  # since the last closed round
         self.released = asyncio.Event()
@@ -261,7 +263,7 @@ class StudyRun:
 
     def _opened(self, outcome: Outcome, length: int) -> NDArray[np.float64]:
         codec = privacy.codec(self.study)
-        return codec.values_of(outcome.total, length)
+        return codec.values_of(outcome.total, length, self._room)
 
     def _open_attempt(self, plan: Plan, step: int) -> int | None:
         """The attempt of a round that was open when the exchange was stopped, None where none was."""

@@ -7,6 +7,7 @@ The fused loop keeps one block and one scratch buffer in cache: outer loop over 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ if sys.byteorder != "little":
 
 BLOCK_BYTES = 128 * 1024  # zeros, key stream and vector together fit a second-level cache of half a megabyte
 _ZEROS = bytes(BLOCK_BYTES)
+_WORKING = threading.local()  # a key stream's buffer, wiped after each use: fresh memory costs more than a short stream
 
 
 def word_type(ring_bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
@@ -43,8 +45,8 @@ def add_streams(
     streams += [(Cipher(AES(key), CTR(bytes(16))).encryptor(), np.subtract) for key in minus]
     size = vector.itemsize
     per_block = BLOCK_BYTES // size
-    # a short vector pays for a short buffer; update_into asks for a block more than it writes
-    buffer = bytearray(min(BLOCK_BYTES, vector.nbytes) + 15)
+    # update_into asks for a block more than it writes
+    buffer = _buffer()
     scratch = np.frombuffer(buffer, dtype=vector.dtype, count=min(per_block, len(vector)))
     zeros = memoryview(_ZEROS)
     for start in range(0, len(vector), per_block):
@@ -58,4 +60,14 @@ def add_streams(
         for stream, operation in streams:
             stream.update_into(zeros[:n_bytes], buffer)
             operation(part, scratch[: len(part)], out=part)
-    buffer[:] = bytes(len(buffer))
+    used = min(BLOCK_BYTES, vector.nbytes) + 15
+    buffer[:used] = bytes(used)
+
+
+def _buffer() -> bytearray:
+    """This thread's."""
+    try:
+        found: bytearray = _WORKING.buffer
+    except AttributeError:
+        found = _WORKING.buffer = bytearray(BLOCK_BYTES + 15)
+    return found
