@@ -103,9 +103,10 @@ def test_a_number_of_copies_below_0_that_is_not_the_missing_one_is_refused() -> 
         constants(study.features(), np.array([[0, 1, -1]], dtype=np.int8))
 
 
-@pytest.mark.parametrize("size", [1 << 23, 1 << 10])
-def test_any_rows_sum_is_that_of_their_records(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(closed, "GROUP", size)  # one group, and several with tiles that are not full
+@pytest.mark.parametrize(("group", "block"), [(closed.GROUP, closed.BLOCK), (1 << 16, 1 << 14), (1, 1)])
+def test_any_rows_sum_is_that_of_their_records(monkeypatch: pytest.MonkeyPatch, group: int, block: int) -> None:
+    monkeypatch.setattr(closed, "GROUP", group)  # one group, several of blocks that are not full, patients one by one
+    monkeypatch.setattr(closed, "BLOCK", block)
     rng, n, p = np.random.default_rng(7), 150, 2100
     study = training_cases.study(p, {"gradients": "closed", "clip": "0.3"})
     plan = study.analyses[0]
