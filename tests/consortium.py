@@ -17,6 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from sequester.client.config import Home as SiteHome
+from sequester.client.gate.enrolment import enrol
 from sequester.server import authority, enrolment, exchange, serve, services
 from sequester.server.cli.identity import register
 from sequester.server.config import Home
@@ -111,6 +112,16 @@ def hospital(root: Path, site: str) -> SiteHome:
     home = SiteHome(root)
     root.mkdir(parents=True)
     home.site_toml.write_text(f'[site]\nid = "{site}"\n', "utf-8")
+    return home
+
+
+def enrolled(root: Path) -> SiteHome:
+    """Hospital `north`, enrolled at a new consortium below `root` that nobody serves any more."""
+    alps, home = founded(root / "server"), hospital(root / "north", "north")
+    with alps.listening():
+        asked = enrol(home, alps.token("north"), wait=False)
+        alps.admit("north", asked.fingerprint)
+        enrol(home, None)
     return home
 
 

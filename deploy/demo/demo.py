@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ import simulation
 
 from sequester.one_machine.consortium import Consortium, Published, Site
 from sequester.one_machine.phases import Phases
-from sequester.one_machine.processes import INTERRUPTS, Failed, Running, python
+from sequester.one_machine.processes import Failed, Running, python
+from sequester.one_machine.script import carried_out
 
 CONSORTIUM, EPSILON, PEOPLE = "demo", 3, 10_000
 HELD_OUT = 0.4
@@ -66,31 +65,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="keep the working folder: homes, genotypes, logs")
     arguments = parser.parse_args()
-    INTERRUPTS.install()
-    phases = Phases()
-    work = Path(tempfile.mkdtemp(prefix="sequester-demo-"))
-    kept = arguments.keep
-    try:
+
+    def act(work: Path, phases: Phases) -> bool:
         run(work, arguments.out, arguments.people, arguments.seed, phases)
-    except Failed as error:
-        kept = True
-        phases.line(f"error: {error.message}")
-        if tail := error.tail():
-            phases.line(f"the end of {error.log}:\n{tail}")
-        phases.line(
-            f"hint: everything it wrote lies in {work}; `sequester-client doctor --home` tests a hospital there"
-        )
-        return 1
-    except KeyboardInterrupt:
-        phases.interrupted()
-        phases.line("interrupted; everything that was started has been stopped.")
-        return 130
-    finally:
-        if kept:
-            phases.line(f"the working folder stays: {work}")
-        else:
-            shutil.rmtree(work, ignore_errors=True)
-    return 0
+        return True
+
+    hint = "everything it wrote lies in {work}; `sequester-client doctor --home` tests a hospital there"
+    return carried_out("demo", act, arguments.keep, hint)
 
 
 def run(work: Path, out: Path, people: int, seed: int, phases: Phases) -> None:

@@ -20,9 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,8 @@ from examples.ran import Ran
 from examples.second_opinions import of_study
 from sequester.one_machine.consortium import Consortium, Published, Site
 from sequester.one_machine.phases import Phases
-from sequester.one_machine.processes import INTERRUPTS, Failed, python
+from sequester.one_machine.processes import Failed, python
+from sequester.one_machine.script import carried_out
 from sequester.protocols.signing import open_document
 from sequester.protocols.study import parse_study
 
@@ -72,27 +71,8 @@ def main() -> int:
     if arguments.sites < 5:
         print("error: an example runs at 5 hospitals or more\nhint: leave --sites out")
         return 1
-    INTERRUPTS.install()
-    phases = Phases()
-    work = Path(tempfile.mkdtemp(prefix="sequester-example-"))
-    kept = arguments.keep
-    try:
-        return 0 if run(arguments, EXAMPLES[arguments.example], work, phases) else 1
-    except Failed as error:
-        kept = True
-        phases.line(f"error: {error.message}")
-        if tail := error.tail():
-            phases.line(f"the end of {error.log}:\n{tail}")
-        return 1
-    except KeyboardInterrupt:
-        phases.interrupted()
-        phases.line("interrupted; everything that was started has been stopped.")
-        return 130
-    finally:
-        if kept:
-            phases.line(f"the working folder stays: {work}")
-        else:
-            shutil.rmtree(work, ignore_errors=True)
+    example = EXAMPLES[arguments.example]
+    return carried_out("example", lambda work, phases: run(arguments, example, work, phases), arguments.keep)
 
 
 def run(arguments: argparse.Namespace, example: Example, work: Path, phases: Phases) -> bool:

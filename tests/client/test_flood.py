@@ -9,10 +9,9 @@ from typing import NoReturn
 
 import pytest
 
-from consortium import founded, hospital
+from consortium import enrolled
 from sequester.client.config import Home
 from sequester.client.gate.egress import ANSWERS, Egress
-from sequester.client.gate.enrolment import enrol
 from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import MAX_EPOCHS, Witnesses
@@ -81,13 +80,7 @@ def test_key_epochs_are_counted_by_study_whatever_their_numbers(ledger: Ledger) 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    alps = founded(tmp_path / "server")
-    home = hospital(tmp_path / "north", "north")
-    with alps.listening():
-        asked = enrol(home, alps.token("north"), wait=False)
-        alps.admit("north", asked.fingerprint)
-        enrol(home, None)
-    return home
+    return enrolled(tmp_path)
 
 
 def test_joins_that_are_refused_are_counted_and_not_written_down_one_by_one(

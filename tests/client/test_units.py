@@ -9,9 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from consortium import founded, hospital
+from consortium import enrolled
 from sequester.client.config import Home
-from sequester.client.gate.enrolment import enrol
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.serve import Branch
 from sequester.client.gate.units import Meeting, meeting
@@ -20,13 +19,7 @@ from sequester.protocols.errors import SiteError
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    alps = founded(tmp_path / "server")
-    home = hospital(tmp_path / "north", "north")
-    with alps.listening():
-        asked = enrol(home, alps.token("north"), wait=False)
-        alps.admit("north", asked.fingerprint)
-        enrol(home, None)
-    return home
+    return enrolled(tmp_path)
 
 
 async def _opened(home: Home) -> tuple[int, int]:
