@@ -23,6 +23,7 @@ from sequester.client.gate.ledger import Ledger
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.enrolment import Token, read_token
 from sequester.protocols.errors import PeerError, SiteError, StudyError
+from sequester.protocols.signing import sign_document
 from sequester.server import authority
 
 FILES = {
@@ -178,6 +179,27 @@ def test_renewing_keeps_identity_and_pins_and_brings_a_new_tls_key(alps: Exchang
     assert after.fingerprint == before.fingerprint and len(peers.pinned(north, "alps")) == 1
     assert (north.consortium("alps") / "tls.key").read_bytes() != old
     assert len(exchange.fetch_members(north, "alps")) == 2
+
+
+@pytest.mark.parametrize("name", ["../pins", "../advertisements", "../../../site", "", 5])
+def test_a_coordinator_who_signs_a_path_for_a_name_writes_no_file_of_the_gate(
+    alps: Exchange, tmp_path: Path, name: object
+) -> None:
+    north = hospital(tmp_path / "north", "north")
+    join(alps, north, alps.token("north"))
+    exchange.fetch_members(north, "alps")
+    (north.consortium("alps") / "advertisements.json").write_text("{}")
+    before = {path: path.read_bytes() for path in north.root.rglob("*") if path.is_file()}
+    body = {
+        "site": name, "identity_key": "00" * 32, "supernode_key": "ecdsa-sha2-nistp384 AAAA",
+        "certificate_sha256": "00" * 32, "time": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    signed = sign_document("member", body, authority.signing_key(alps.home))
+    assert alps.store is not None
+    alps.store.db.execute("UPDATE enrolments SET member = ? WHERE site = 'north'", (signed,))
+    with pytest.raises(PeerError, match="a wrong `site`"):
+        exchange.fetch_members(north, "alps")
+    assert {path: path.read_bytes() for path in north.root.rglob("*") if path.is_file()} == before
 
 
 # ---- bad input: one clear error each --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import grpc
 
 from sequester.client.config import Home
 from sequester.client.gate import tls
+from sequester.client.gate.peers import read_member
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import PeerError, SiteError
 from sequester.protocols.signing import open_document
@@ -98,8 +99,8 @@ def fetch_members(home: Home, consortium: str) -> list[bytes]:
     with calls(home, consortium) as ask:
         documents = [d.json for d in ask.call("Peers", pb.Empty(), pb.Documents.FromString).documents]
     for data in documents:
-        member = open_document(data, "member", signer)
-        _keep(folder / "members" / f"{member.body['site']}.json", data)
+        member = read_member(data, signer)  # a name that is none could be the path of another file
+        _keep(folder / "members" / f"{member.site}.json", data)
     return documents
 
 
