@@ -97,6 +97,20 @@ def test_compute_ends_when_the_gate_closes_the_socket(worker: object) -> None:
 # ---- isolation ------------------------------------------------------------------------------------------------------
 
 
+def test_a_gate_that_crashes_leaves_no_copy_of_its_memory(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, resource, sys; from pathlib import Path\n"
+        "from sequester.client.config import Home; from sequester.client.gate.serve import serve\n"
+        "from sequester.protocols.errors import SiteError\n"
+        "_, most = resource.getrlimit(resource.RLIMIT_CORE); resource.setrlimit(resource.RLIMIT_CORE, (most, most))\n"
+        "try: asyncio.run(serve(Home(Path(sys.argv[1]))))\n"
+        "except SiteError: print(resource.getrlimit(resource.RLIMIT_CORE))\n"
+    )
+    (tmp_path / "site.toml").write_text('[site]\nid = "north"\n', "utf-8")
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ran.stdout == "(0, 0)\n"
+
+
 def test_a_process_that_left_the_network_cannot_reach_a_listener_on_loopback() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

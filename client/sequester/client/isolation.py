@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def no_core_dumps() -> None:
+    """A crash of this process, or of one it starts, leaves no copy of its memory on a disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def probe(pid: int, proc: Path = Path("/proc")) -> Verdict:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from typing import Any
 
@@ -20,7 +19,7 @@ NICE = 10
 def main() -> None:
     """Try once; standard error is the caller's log."""
     isolation.die_with_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    isolation.no_core_dumps()
     isolation.leave_network()  # nothing here is a patient's: where the host does not allow it, the trial goes on
     os.nice(NICE)
 

@@ -7,7 +7,6 @@ wrong later leaves as the name of a fault, and the text, which may name files an
 from __future__ import annotations
 
 import argparse
-import resource
 import socket
 import sys
 import traceback
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("--unisolated", action="store_true")
     arguments = parser.parse_args()
     isolation.die_with_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    isolation.no_core_dumps()
     isolation.leave_network()  # whether it worked is the gate's to see, from outside
 
     from sequester.client.compute.cohort import StoredCohort

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sequester.client import isolation
 from sequester.client.config import Home, SiteConfig
 from sequester.client.gate import control, tls
 from sequester.client.gate.flower.door import is_digest, serve_door
@@ -62,6 +63,7 @@ def log_to_stderr() -> None:
 async def serve(home: Home, units: bool = False) -> None:
     """Run the site until SIGTERM or SIGINT. With `units` SuperNode and executor are somebody else's to start (`units.py`)."""
     log_to_stderr()
+    isolation.no_core_dumps()
     config = home.config()
     names = home.consortia()
     if not names:
