@@ -95,6 +95,13 @@ def test_a_request_beyond_its_size_is_refused(alps: Exchange, tmp_path: Path) ->
     assert call(alps, "Request", request)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_a_message_of_megabytes_from_somebody_without_a_certificate_is_not_taken_in(alps: Exchange) -> None:
+    message = pb.EnrolmentCollect(site="north", token_secret=bytes(2 << 20))
+    code, details, said = call(alps, "Collect", message)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details
+    assert "sequester-clock-ms" not in dict(said.trailing_metadata())  # every answer of the service has the clock
+
+
 def test_collecting_needs_the_secret(alps: Exchange, tmp_path: Path) -> None:
     asked(alps, tmp_path)
     code, details, said = call(alps, "Collect", pb.EnrolmentCollect(site="north", token_secret=os.urandom(32)))

@@ -102,7 +102,7 @@ async def listen(
     home: Home, host: str, ports: Ports, name: str, handlers: list[services.Handlers], require_client: bool
 ) -> grpc.aio.Server:
     """A started server on one of the exchange's ports, with TLS and the health service; the chosen port is kept."""
-    server = grpc.aio.server(options=tls.SERVER_OPTIONS)
+    server = grpc.aio.server(options=tls.SERVER_OPTIONS if require_client else tls.ANONYMOUS_OPTIONS)
     server.add_generic_rpc_handlers(handlers)
     alive = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(alive, server)

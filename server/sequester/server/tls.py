@@ -25,6 +25,8 @@ SERVER_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.max_ping_strikes", 5),
     ("grpc.so_reuseport", 0),
 ]
+# Whoever has no certificate of ours is not let in with more than an enrolment, which `MAX_REQUEST` bounds more closely.
+ANONYMOUS_OPTIONS = [(name, 32 * 1024 if "receive" in name else value) for name, value in SERVER_OPTIONS]
 
 
 def server_credentials(folder: Path, *, require_client: bool) -> grpc.ServerCredentials:
