@@ -29,6 +29,7 @@ from sequester.protocols.packets import packed
 from sequester.protocols.quantise import Codec, RingVector
 from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.aggregator import Aggregator
+from sequester.protocols.secagg.aggregator_state import Open
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
     Abandoned,
@@ -155,6 +156,28 @@ def test_C19_bad_share_never_corrupts_the_sum_in_silence(n: int) -> None:
     exact_or_nothing(sites, end)
     # of three every quorum holds the bad share; of more there is one without it
     assert isinstance(end, Abandoned if n == 3 else Outcome)
+
+
+def test_a_site_that_repeats_its_shares_without_end_has_the_exchange_try_to_open_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+    opens = Aggregator._open_seeds
+
+    def counted(self: Aggregator, r: Open) -> dict[int, bytes] | None:
+        tried.append(r)
+        return opens(self, r)
+
+    monkeypatch.setattr(Aggregator, "_open_seeds", counted)
+
+    def spoil(i: int, message: Message) -> list[tuple[int, Message]]:
+        if isinstance(message, UnmaskShares) and i == 3:
+            return [(i, replace(message, shares=dict.fromkeys(message.shares, bytes(32))))] * 50
+        return [(i, message)]
+
+    sites, end = run(6, spoil)  # t = 4: with the fourth, which is bad, nothing opens; with the fifth it does
+    exact_or_nothing(sites, end)
+    assert isinstance(end, Outcome) and len(tried) == 2
 
 
 def test_C21_value_that_no_integer_holds() -> None:
@@ -338,6 +361,16 @@ def test_C25_bytes_are_stored_before_they_are_sent_and_sent_again_as_they_were()
     again = said(adversary.restart(1).resume(), MaskedInput)
     assert again is not None
     assert [packed(f) for f in frames(again)] == [packed(f) for f in frames(sent)]
+
+
+def test_C25_stream_that_breaks_at_the_first_word_after_a_crash_does_not_skip_the_record_of_the_vector() -> None:
+    adversary = Adversary(4, 1)
+    adversary.play(adversary.begin(1), [0])
+    assert b'"kind":"input"' in adversary.journals[0].pop()  # the process died before it, with the vector stored
+    back = adversary.restart(0)
+    first = back.resume()  # the stream breaks at the first word of it: what stands after that word is not done
+    assert [type(effect) for effect in first] == [Persist, Send, Send]
+    assert [type(effect) for effect in back.resume()] == [Send, Send]
 
 
 OPEN = """

@@ -156,7 +156,7 @@ def test_stored_bytes_go_out_after_their_record_where_a_crash_came_between_the_t
     assert b'"input"' in s.journals[1].pop()  # the outbox was stored, its record was not
     s.members[1] = s.restart(1)
     effects = s.members[1].resume()
-    assert [type(e).__name__ for e in effects] == ["Send", "Persist", "Send"]
+    assert [type(e).__name__ for e in effects] == ["Persist", "Send", "Send"]
     s.run(heard=(1, effects))
     assert b'"input"' in s.journals[1][-2]  # and the release after it
     assert s.outcomes[-1].survivors == (0, 1, 2, 3, 4)

@@ -126,7 +126,12 @@ class Member(Opening):
 
     def resume(self) -> list[Effect]:
         """What to say first on every stream: where this site stands, and its last word again, same bytes."""
-        effects: list[Effect] = [Send(Resume(self.session_id, self.last_round, self.state))]
+        effects: list[Effect] = []
+        if self.state == "MASKED" and self._outbox is not None and not self._recorded:
+            # before the first word: a stream that broke at that word would have the vector go out on the next one unrecorded
+            self._recorded = True
+            effects.append(Persist(input_record(self._outbox)))
+        effects.append(Send(Resume(self.session_id, self.last_round, self.state)))
         if self.state == "ADVERTISED" and self._adv is not None:
             effects.append(Send(self._adv))
         elif self.state == "RATIFIED":
@@ -136,9 +141,6 @@ class Member(Opening):
         elif self.state == "HELD" and self._held is None:
             self.state = "READY"  # the request died with the process; the exchange asks again
         elif self.state == "MASKED" and self._outbox is not None:
-            if not self._recorded:
-                self._recorded = True
-                effects.append(Persist(input_record(self._outbox)))
             effects.append(Send(self._outbox))  # C25: stored bytes, never recomputed
         elif self.state == "ACKED":
             effects.append(Send(self._ack()))  # the last one again: one that was lost with its stream costs no round
