@@ -17,15 +17,18 @@ import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
 
-from contracts import study
+from contracts import exact_study, study
 from sequester.client.gate.differencing import join
 from sequester.client.gate.ledger import Ledger
+from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.policy import Policy
 from sequester.protocols import privacy
 from sequester.protocols.accounting import Event, epsilon_rdp
 from sequester.protocols.errors import PrivacyError, RefusalCode, SiteError
 from sequester.protocols.signing import sha256
+from sequester.protocols.study import study_json, validated
 
+ANNEX = {"id": "annex", "key": "5a" * 32}
 ONE = Event("fit", 4.531, 1)  # epsilon 1 by the filter at order 22 (spec/privacy.md, 2.2)
 
 
@@ -250,6 +253,35 @@ def test_an_exact_study_less_one_hospital_is_not_joined_where_the_first_was_open
         join(ledger, folder, name(2), exact=True, floor=10, roster=four[1:])
     assert refused.value.code is RefusalCode.ROSTER  # names of hospitals are public
     join(ledger, folder, name(3), exact=True, floor=10, roster=four)  # the very same hospitals tell nothing new
+
+
+def test_two_exact_studies_that_differ_by_one_hospital_and_were_joined_before_either_began_do_not_both_open(
+    folder: Path, ledger: Ledger
+) -> None:
+    """A coordinator has both joined first, when nothing was spent; the exchange then runs one after the other."""
+    fields = study_json(exact_study())
+    three = fields["sites"]
+    less = validated(fields | {"sites": [*three[:2], ANNEX]})
+    more = validated(fields | {"sites": [*three, ANNEX]})
+    assert len(set(less.roster) ^ set(more.roster)) == 1
+    first, second = privacy.study_digest(less), privacy.study_digest(more)
+    witnesses = Witnesses(folder / "witnesses.json")
+    rules = {}
+    for digest, of in ((first, less), (second, more)):
+        _cohort(folder, digest, range(100))
+        join(ledger, folder, digest, exact=True, floor=10, roster=of.roster)
+        rules[digest] = StudyRules(of, digest, policy(), ledger, frozenset(), witnesses, epoch_floor=-1)
+    rules[first].reserve(privacy.session_params(less))
+    before = ledger.head()
+    with pytest.raises(PrivacyError, match="differ by one hospital") as refused:
+        rules[second].reserve(privacy.session_params(more))
+    assert refused.value.code is RefusalCode.ROSTER and "has ended here" in refused.value.hint
+    rules[first].reserve(privacy.session_params(less, 1))  # a new key epoch of its own is no other study
+    assert ledger.head() == before
+    ledger.settle(first)  # it ended and had opened nothing
+    rules[second].reserve(privacy.session_params(more))
+    with pytest.raises(PrivacyError, match="differ by one hospital"):
+        rules[first].reserve(privacy.session_params(less, 2))
 
 
 def test_the_highest_key_epoch_that_was_advertised_outlives_the_journal(folder: Path) -> None:

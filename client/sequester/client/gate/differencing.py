@@ -37,18 +37,13 @@ def join(
     """
     manifest = json.loads((folder / "cohorts" / study / "manifest.json").read_text("utf-8"))
     patients, bitmap = manifest["patients_hash"], manifest["bitmap_sha256"]
+    if exact:
+        require_no_study_less_one(ledger, study, roster)
     for earlier in ledger.recorded("cohort"):
         if earlier["study"] == study and earlier["patients"] == patients:
             return
         if not exact or not earlier["exact"]:
             continue
-        alone = {key.hex() for key in roster} ^ set(earlier.get("roster", ()))
-        if len(alone) == 1 and earlier.get("roster") and ledger.charges_spent(earlier["study"]):
-            raise PrivacyError(
-                f"this exact study and {earlier['study'][:12]} differ by one hospital: two sums would open its numbers",
-                hint="ask for a private analysis, or for the same hospitals as before",
-                code=RefusalCode.ROSTER,
-            )
         if earlier["patients"] == patients:
             continue
         if _difference(folder, (study, bitmap), (earlier["study"], earlier["bitmap"])) < floor:
@@ -60,6 +55,24 @@ def join(
     _require_budget(ledger, folder, manifest.get("also_in", {}), events)
     keys = [key.hex() for key in roster]
     ledger.append("cohort", {"study": study, "patients": patients, "bitmap": bitmap, "exact": exact, "roster": keys})
+
+
+def require_no_study_less_one(ledger: Ledger, study: str, roster: Sequence[bytes]) -> None:
+    """`PrivacyError` where an exact study, whose hospitals are those of this one but for one, may open sums here or has.
+
+    Asked when a study is joined, and again when it reserves: two that were joined before either began would open both.
+    """
+    own = {key.hex() for key in roster}
+    for earlier in ledger.recorded("cohort"):
+        if earlier["study"] == study or not earlier["exact"] or not earlier.get("roster"):
+            continue
+        if len(own ^ set(earlier["roster"])) == 1 and ledger.is_committed(earlier["study"]):
+            raise PrivacyError(
+                f"this exact study and {earlier['study'][:12]} differ by one hospital: two sums would open its numbers",
+                hint="ask for a private analysis, or for the same hospitals as before; a study that has spent nothing "
+                "stands in the way until it has ended here",
+                code=RefusalCode.ROSTER,
+            )
 
 
 def shared_with(folder: Path) -> dict[str, int]:

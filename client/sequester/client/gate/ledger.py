@@ -383,6 +383,11 @@ class Ledger:
         """True where one step of an analysis was charged before."""
         return (analysis, step) in self._studies().get(study, _Standing()).steps
 
+    def is_committed(self, study: str) -> bool:
+        """True where a study has charges reserved here, or has spent one."""
+        held = self._studies().get(study, _Standing())
+        return held.open or bool(held.used)
+
     def charges_spent(self, study: str) -> dict[str, int]:
         """Charges of a study by analysis."""
         return dict(self._studies().get(study, _Standing()).used)

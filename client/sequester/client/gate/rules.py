@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sequester.client.gate.differencing import require_no_study_less_one
 from sequester.client.gate.ledger import Ledger
 from sequester.client.policy import Policy
 from sequester.protocols import privacy
@@ -125,6 +126,8 @@ class StudyRules:
                     code=RefusalCode.BUDGET,
                 )
         exact = [plan.name for plan in self._study.analyses if plan.mode == "exact"]
+        if exact:
+            require_no_study_less_one(self._ledger, self._digest, self._study.roster)
         self._ledger.reserve(self._digest, privacy.events(self._study), exact)
         counter, head = self._ledger.head()
         return self._ledger.data_set, counter, head
