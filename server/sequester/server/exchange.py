@@ -38,6 +38,7 @@ log = logging.getLogger("sequester.exchange")
 STREAMS = 64  # of one hospital at once; an honest one has one for each study that runs
 FAREWELL_S = 60.0  # how long a stream may stand whose study is over
 _HELLO_S = 30.0
+_DRAINED_S = 10.0
 Read = Callable[[], Awaitable[bytes | None]]
 
 
@@ -96,7 +97,7 @@ class Exchange(Runs):
             for task in done:
                 task.result()
             if listening in done:  # what it is still to hear goes out before this stream closes
-                await asyncio.wait_for(stream.drained(), RECEIPTS_S)
+                await asyncio.wait_for(stream.drained(), _DRAINED_S)
         finally:
             for task in (writer, closed, listening):
                 task.cancel()
