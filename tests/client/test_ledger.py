@@ -255,6 +255,26 @@ def test_an_exact_study_less_one_hospital_is_not_joined_where_the_first_was_open
     join(ledger, folder, name(3), exact=True, floor=10, roster=four)  # the very same hospitals tell nothing new
 
 
+def test_an_exact_study_in_which_a_possible_colluder_takes_the_place_of_a_hospital_is_not_joined(
+    folder: Path, ledger: Ledger
+) -> None:
+    """The colluder tells its numbers: the difference of the two sums and they are the hospital's that left."""
+    keys = [bytes([i]) * 32 for i in range(8)]
+    for i in range(3):
+        _cohort(folder, name(i), range(100))
+    join(ledger, folder, name(0), exact=True, floor=10, roster=keys[:5])
+    ledger.reserve(name(0), [], ["fit"])
+    with pytest.raises(PrivacyError, match="differ by 2 hospitals, of whom 1 may collude") as refused:
+        join(ledger, folder, name(1), exact=True, floor=10, roster=[*keys[:4], keys[5]])
+    assert refused.value.code is RefusalCode.ROSTER
+    with pytest.raises(PrivacyError, match="differ by 3 hospitals, of whom 2 may collude"):
+        join(ledger, folder, name(1), exact=True, floor=10, roster=[*keys[:4], *keys[5:7]], max_corrupt=2)
+    join(
+        ledger, folder, name(1), exact=True, floor=10, roster=[*keys[:4], *keys[5:7]]
+    )  # two honest ones hide each other
+    join(ledger, folder, name(2), exact=False, floor=10, roster=keys[:4])
+
+
 def test_two_exact_studies_that_differ_by_one_hospital_and_were_joined_before_either_began_do_not_both_open(
     folder: Path, ledger: Ledger
 ) -> None:

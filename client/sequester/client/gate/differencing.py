@@ -27,18 +27,18 @@ def join(
     exact: bool,
     floor: int,
     roster: Sequence[bytes] = (),
+    max_corrupt: int = 1,
     events: Sequence[Event] = (),
 ) -> None:
     """Record the frozen patients of `study` in the ledger, or refuse, saying only NOT_READY where it depends on patients.
 
-    `folder` is the data set's; `floor` the cell floor; `roster` the hospitals' keys; `events` what the study is about to
-    reserve. An earlier list that is gone counts as too close. An exact study whose hospitals are those of an earlier one
-    but for a single hospital would open that hospital's own numbers, as a difference of two sums.
+    `folder` is the data set's; `floor` the cell floor; `roster` the hospitals' keys, of whom `max_corrupt` may collude;
+    `events` what the study is about to reserve. An earlier list that is gone counts as too close.
     """
     manifest = json.loads((folder / "cohorts" / study / "manifest.json").read_text("utf-8"))
     patients, bitmap = manifest["patients_hash"], manifest["bitmap_sha256"]
     if exact:
-        require_no_study_less_one(ledger, study, roster)
+        require_no_study_less_one(ledger, study, roster, max_corrupt)
     for earlier in ledger.recorded("cohort"):
         if earlier["study"] == study and earlier["patients"] == patients:
             return
@@ -57,8 +57,11 @@ def join(
     ledger.append("cohort", {"study": study, "patients": patients, "bitmap": bitmap, "exact": exact, "roster": keys})
 
 
-def require_no_study_less_one(ledger: Ledger, study: str, roster: Sequence[bytes]) -> None:
+def require_no_study_less_one(ledger: Ledger, study: str, roster: Sequence[bytes], max_corrupt: int) -> None:
     """`PrivacyError` where an exact study, whose hospitals are those of this one but for one, may open sums here or has.
+
+    The difference of the two sums would be that hospital's own numbers. Hospitals that may collude know theirs, so they
+    hide nobody: one that takes the place of another changes nothing of that.
 
     Asked when a study is joined, and again when it reserves: two that were joined before either began would open both.
     """
@@ -66,9 +69,11 @@ def require_no_study_less_one(ledger: Ledger, study: str, roster: Sequence[bytes
     for earlier in ledger.recorded("cohort"):
         if earlier["study"] == study or not earlier["exact"] or not earlier.get("roster"):
             continue
-        if len(own ^ set(earlier["roster"])) == 1 and ledger.is_committed(earlier["study"]):
+        alone = len(own ^ set(earlier["roster"]))
+        if 0 < alone <= 1 + max_corrupt and ledger.is_committed(earlier["study"]):
+            by = "one hospital" if alone == 1 else f"{alone} hospitals, of whom {max_corrupt} may collude"
             raise PrivacyError(
-                f"this exact study and {earlier['study'][:12]} differ by one hospital: two sums would open its numbers",
+                f"this exact study and {earlier['study'][:12]} differ by {by}: two sums would open one hospital's numbers",
                 hint="ask for a private analysis, or for the same hospitals as before; a study that has spent nothing "
                 "stands in the way until it has ended here",
                 code=RefusalCode.ROSTER,

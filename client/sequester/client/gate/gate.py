@@ -125,6 +125,7 @@ class Consortium:
                 exact=any(plan.mode == "exact" for plan in study.analyses),
                 floor=self._config.policy.minimum_cell,
                 roster=study.roster,
+                max_corrupt=privacy.session_params(study).max_corrupt,
                 events=privacy.events(study),
             )
         except BaseException:

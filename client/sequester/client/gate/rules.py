@@ -127,7 +127,7 @@ class StudyRules:
                 )
         exact = [plan.name for plan in self._study.analyses if plan.mode == "exact"]
         if exact:
-            require_no_study_less_one(self._ledger, self._digest, self._study.roster)
+            require_no_study_less_one(self._ledger, self._digest, self._study.roster, params.max_corrupt)
         self._ledger.reserve(self._digest, privacy.events(self._study), exact)
         counter, head = self._ledger.head()
         return self._ledger.data_set, counter, head
