@@ -174,11 +174,16 @@ def test_renewing_keeps_identity_and_pins_and_brings_a_new_tls_key(alps: Exchang
     old = (north.consortium("alps") / "tls.key").read_bytes()
     asked = enrol(north, alps.token("north"), wait=False)
     exchange.fetch_members(north, "alps")  # what it has stays in force until it is admitted again
+    replaced = {name: (north.consortium("alps") / name).read_bytes() for name in ("tls.key", "tls.pem")}
     alps.admit("north", asked.fingerprint)
     after = enrol(north, None)
     assert after.fingerprint == before.fingerprint and len(peers.pinned(north, "alps")) == 1
     assert (north.consortium("alps") / "tls.key").read_bytes() != old
     assert len(exchange.fetch_members(north, "alps")) == 2
+    for name, data in replaced.items():  # whoever has a copy of the old key
+        (north.consortium("alps") / name).write_bytes(data)
+    with pytest.raises(SiteError, match="permission denied"):
+        exchange.fetch_members(north, "alps")
 
 
 @pytest.mark.parametrize("name", ["../pins", "../advertisements", "../../../site", "", 5])

@@ -260,6 +260,21 @@ def is_member(store: Keeper, site: str) -> bool:
     return row is not None
 
 
+def is_admitted(store: Keeper, site: str, certificate_pem: bytes) -> bool:
+    """True while a hospital's membership stands and this is the certificate that it was last admitted with.
+
+    An older one verifies for a year: whoever stole its key is no longer the hospital once that was admitted anew.
+    """
+    row = store.db.execute("SELECT certificate FROM enrolments WHERE site = ? AND member != x''", (site,)).fetchone()
+    if row is None:
+        return False
+    try:
+        shown, stands = (x509.load_pem_x509_certificate(pem) for pem in (certificate_pem, bytes(row[0])))
+    except ValueError:
+        return False
+    return shown == stands
+
+
 def secret_digest(secret: str) -> bytes:
     """What the exchange keeps of a token's secret."""
     return bytes.fromhex(sha256(bytes.fromhex(secret)))

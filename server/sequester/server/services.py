@@ -1,8 +1,8 @@
 """gRPC in front of the exchange: who may call what, and how a refusal looks on the wire.
 
-Sites and the coordinator come over mutual TLS and are told apart by the name in their certificate; a hospital whose
-membership ended is refused although its certificate still verifies. Flower's ServerApp comes over a unix socket of the
-exchange's own account.
+Sites and the coordinator come over mutual TLS and are told apart by the name in their certificate. A hospital whose
+membership ended is refused although its certificate still verifies, and so is a certificate that a newer one replaced.
+Flower's ServerApp comes over a unix socket of the exchange's own account.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def site_service(exchange: Exchange) -> Handlers:
     """`Site`: what a hospital asks, and its study streams."""
 
     def is_member(context: Any) -> bool:
-        return enrolment.is_member(exchange.store, tls.peer_site(context) or "")
+        return enrolment.is_admitted(exchange.store, tls.peer_site(context) or "", tls.peer_certificate(context))
 
     def name(context: Any) -> str:
         return tls.peer_site(context) or ""

@@ -54,6 +54,11 @@ def peer_site(context: Any) -> str | None:
     return uri.removeprefix(SITE_URI) if uri.startswith(SITE_URI) else None
 
 
+def peer_certificate(context: Any) -> bytes:
+    """The peer's verified certificate, PEM; empty where there is none."""
+    return bytes(next(iter(context.auth_context().get("x509_pem_cert", [])), b""))
+
+
 def is_coordinator(context: Any) -> bool:
     """True where the coordinator is at the other end."""
     return peer_uri(context) == COORDINATOR_URI
