@@ -36,7 +36,7 @@ LEFT_OUT = {
     "association.table.*": "one row a variant: the strongest are on the page, all in the table beside it",
     "association.saddlepoint.*": "the p of its row in the table",
     "burden.genes.*.skat_q": "has no unit; its p is on the page",
-    "burden.genes.*.skat_rho": "in the gene table beside the page",
+    "burden.genes.*.rho": "in the gene table beside the page",
     "evaluation.groups.*": "AUC, C-index or error on the page; every measure of a group in the model card",
     "evaluation.roc": "drawn; five of its points in a table",
     "calibration.groups.*.bins": "drawn for everybody; a group's slope and ratio are on the page",
@@ -218,6 +218,12 @@ def test_genes_that_were_not_tested_are_counted_by_reason_and_a_scan_without_a_f
         ("Too few carriers", "2"), ("No variance beside the covariates", "1")
     ]  # fmt: skip
     assert f"{len(rows) - 3} of {len(rows)} genes tested" in page.decode()
+    assert "p combines burden and SKAT by SKAT-O." in Page(page).words
+    for row in rows:
+        row.pop("rho", None)
+    del changed["analyses"]["genes"]["result"]["combined"]  # as results were before
+    page = report_html(study, changed, reported.receipt_bodies(study), reported.standing(study))
+    assert "p combines burden and SKAT by the Cauchy rule." in Page(page).words
     changed["analyses"]["genes"]["result"] = {"people": 6000, "not_fitted": "one outcome only"}
     page = report_html(study, changed, reported.receipt_bodies(study), reported.standing(study))
     assert "Not fitted: one outcome only" in Page(page).words

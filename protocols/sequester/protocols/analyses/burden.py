@@ -1,13 +1,15 @@
-"""Rare variants of a gene together: a burden test, a variance test (SKAT), and both combined.
+"""Rare variants of a gene together: a burden test, a variance test (SKAT), and both combined (SKAT-O).
 
 Summed in one pass after the null model: U = G'r, G'WX, and G'WG within each gene. Variants weigh by their public
 frequency, Beta(1, 25) by default, so nothing is chosen from the patients (Wu et al. 2011). Burden: (w'U)^2 / w'Vw is
 chi-squared with one degree of freedom; SKAT: the sum of (w U)^2 is a mixture of chi-squared by the eigenvalues of the
-weighted V; combined by the Cauchy rule (Liu and Xie 2020). A missing call is the variant's public mean. Exact only.
+weighted V; both combined by the best mixture of them, which follows from the same sums (SKAT-O, Lee et al. 2012). A
+missing call is the variant's public mean. Exact only.
 
 Of a binary outcome, burdens and single variants beyond two standard deviations get their tails by the saddle-point, in
-further rounds; V is scaled to the variances those imply before SKAT (Zhao et al. 2020). Where the carriers of a gene would
-be expected to number fewer than `LEAST_EXPECTED` in the rarer outcome no p is printed: by simulation, its level is not 5 %.
+further rounds; V is scaled to the variances those imply before SKAT and SKAT-O (Zhao et al. 2020). Where the carriers
+of a gene would be expected to number fewer than `LEAST_EXPECTED` in the rarer outcome no p is printed: by simulation, its
+level is not 5 %.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from sequester.protocols.analyses.cohort import Cohort, Result
 from sequester.protocols.analyses.newton import inverse, symmetric
 from sequester.protocols.analyses.null_model import ScorePlan
 from sequester.protocols.analyses.plan import Number
+from sequester.protocols.analyses.quadratic import mixture_tail, optimal
 from sequester.protocols.analyses.weights import mean_of
 
 if TYPE_CHECKING:
@@ -220,6 +223,7 @@ def _finished(plan: BurdenPlan, study: Study, state: State) -> Finished:
         "people": int(round(n)),
         "null_converged": null_model.is_linear(study) or bool(state["converged"][0]),
         "genes": rows,
+        "combined": "SKAT-O",  # of older results, which do not say it, by the Cauchy rule
     }
     if not linear:
         result["cases"] = int(round(cases))
@@ -249,7 +253,7 @@ def _weights(plan: BurdenPlan, study: Study, places: list[int]) -> Vector:
 
 
 def tests(u: Vector, v: Vector, weight: Vector, burden_tail: float, tails: Vector) -> Result:
-    """p of the burden test, of SKAT and of both.
+    """p of the burden test, of SKAT and of both by SKAT-O, whose `rho` is 0 where SKAT has the smallest p, 1 the burden.
 
     `burden_tail` and `tails` (variants,) are p by the saddle-point, infinite where the normal serves and NaN where no root
     was found: then the gene is not tested, by name.
@@ -268,11 +272,12 @@ def tests(u: Vector, v: Vector, weight: Vector, burden_tail: float, tails: Vecto
         burden = burden_tail
         wanted = float(_implied(np.array([score]), np.array([burden_tail]), np.array([variance]))[0])
         scaled = scaled * max(1.0, wanted / max(float(weight @ scaled @ weight), 1e-300))
+    weighted = scaled * np.outer(weight, weight)
     q = float(((weight * u) ** 2).sum())
-    values = np.linalg.eigvalsh(scaled * np.outer(weight, weight))
-    skat = mixture_tail(q, values[values > 1e-10 * values.max()])
+    skat = mixture_tail(q, np.linalg.eigvalsh(weighted))
+    both, rho = optimal(weight * u, weighted)
     found: Result = {"burden_z": score / float(variance**0.5) if varies else 0.0, "burden_p": burden, "skat_q": q}
-    return found | {"skat_p": skat, "p": cauchy([burden, skat])}
+    return found | {"skat_p": skat, "p": both, "rho": rho}
 
 
 def _implied(score: Vector, tails: Vector, variance: Vector) -> Vector:
@@ -283,46 +288,6 @@ def _implied(score: Vector, tails: Vector, variance: Vector) -> Vector:
     chi2 = chdtri(1, np.where(use, np.clip(tails, 1e-300, 1 - 1e-12), 0.5))
     implied: Vector = np.where(use, score**2 / chi2, variance)
     return implied
-
-
-def mixture_tail(q: float, values: Vector) -> float:
-    """P(sum of values chi-squared_1 > q), with full relative accuracy deep in the tail too.
-
-    The inversion integral of exp(K(s) - s q) / s, taken along a parabola through the saddle-point that opens to the right,
-    where the integrand neither oscillates nor cancels.
-    """
-    from scipy.integrate import quad  # heavy: loaded where it is used
-
-    scale = float(values.max())
-    values, q = values / scale, q / scale
-    if q <= 0:
-        return 1.0
-    low, high = -1e6, 0.5
-    for _ in range(200):  # root of K'(t) = q, K(t) = -1/2 sum log(1 - 2 t values)
-        t = (low + high) / 2
-        low, high = (t, high) if float((values / (1 - 2 * t * values)).sum()) < q else (low, t)
-    t = max(low, 0.1)  # left of the pole at 0 the integral would be another
-    curve = 2 * float(((values / (1 - 2 * t * values)) ** 2).sum())
-    width, bend = curve**-0.5, 0.5 / (0.5 - t)
-    top = -0.5 * float(np.log1p(-2 * t * values).sum()) - t * q
-
-    def integrand(v: float) -> float:
-        y = v * width
-        s = complex(t + bend * y * y, y)
-        k = -0.5 * complex(np.log(1 - 2 * s * values).sum()) - s * q - top
-        value = complex(np.exp(k)) / s * complex(2 * bend * y, 1.0)
-        return float(value.imag * width)
-
-    area = float(quad(integrand, 0, np.inf, limit=1000, epsabs=0, epsrel=1e-10)[0])
-    return min(max(float(np.exp(top)) * area / float(np.pi), 0.0), 1.0)
-
-
-def cauchy(p: list[float]) -> float:
-    """p values that may depend on each other, combined (Liu and Xie 2020)."""
-    clean = np.clip(np.array(p), 1e-300, 1 - 1e-15)
-    terms = np.where(clean < 1e-15, 1 / (clean * np.pi), np.tan((0.5 - clean) * np.pi))
-    mean = float(terms.mean())
-    return 1 / (mean * np.pi) if mean > 1e15 else float(0.5 - np.arctan(mean) / np.pi)
 
 
 def faults(study: Study, plan: BurdenPlan, earlier: Mapping[str, Any]) -> Iterator[str]:

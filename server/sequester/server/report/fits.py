@@ -1,4 +1,4 @@
-"""What a fit tells beside its weights: how its penalty was chosen, its baseline hazard, the prior its sums were shrunk by."""
+"""What a fit tells beside its weights: the choice of its penalty, its baseline hazard, the prior of its sums."""
 
 from __future__ import annotations
 

@@ -118,7 +118,8 @@ def method(study: Study, name: str) -> str:
             )  # fmt: skip
             return f"{how}, beside the covariates, {noise}"
         case "burden":
-            return f"burden and variance tests (SKAT) of {len(plan.genes)} genes, beside the covariates, {noise}"
+            how = f"burden and variance tests (SKAT), and both combined, of {len(plan.genes)} genes"
+            return f"{how}, beside the covariates, {noise}"
         case "penalised":
             return f"{_penalised(plan, study)}, {noise}"
         case "prs":

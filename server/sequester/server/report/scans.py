@@ -113,6 +113,7 @@ def burden(study: Study, name: str, result: Result) -> Part:
     )
     tested = sum(1 for row in rows if _p_values(row))
     note = f"{tested:,} of {len(rows):,} genes tested; the usual limit for {tested:,} tests is {_small(0.05 / max(tested, 1))}."
+    note += f" p combines burden and SKAT by {'SKAT-O' if result.get('combined') else 'the Cauchy rule'}."
     if len(rows) > len(body):
         note += f" The {len(body)} smallest p values; all are in the gene table and in results.json."
     table = Table("Genes", head, tuple(body), note, words=(len(head) - 1,))
@@ -120,7 +121,7 @@ def burden(study: Study, name: str, result: Result) -> Part:
     if reasons := Counter(row["not_tested"] for row in rows if "not_tested" in row):
         counted = tuple((sentence(why).rstrip("."), f"{count:,}") for why, count in reasons.most_common())
         pairs.append((None, Table("Genes not tested", ("Because", "Genes"), counted)))
-    rest = scalars(result, {"genes"})
+    rest = scalars(result, {"genes", "combined"})
     return Part(name, tuple(words), (*pairs, *(((None, rest),) if rest is not None else ())))
 
 
