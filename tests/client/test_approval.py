@@ -14,8 +14,13 @@ import pytest
 from contracts import COORDINATOR, PINNED, SITES, exact_study, freeze, hospital, study
 from sequester.client.config import Home
 from sequester.client.gate import approval
-from sequester.protocols import privacy
+from sequester.client.gate.ledger import Ledger
+from sequester.client.gate.rules import StudyRules, Witnesses
+from sequester.client.policy import Policy
+from sequester.protocols import arrays, privacy
+from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import RefusalCode, SequesterError, SiteError, StudyError
+from sequester.protocols.secagg.messages import RoundStart
 from sequester.protocols.signing import open_document, raw_public, sha256, sign_document
 from sequester.protocols.study import Study, study_json
 
@@ -296,3 +301,27 @@ def test_the_power_of_the_test_counts_a_scan_s_largest_release(tmp_path: Path) -
     shown = approval.text(one, digest, home.config(), PINNED)
     power = 0.5 * (1 + math.erf(math.sqrt(17 / 20) / 2))  # Phi(sqrt(m/n)/sqrt 2), m = 17 numbers of the pass
     assert f"probability {power:.3f}" in shown
+
+
+@pytest.mark.parametrize("kind", ["ethics", "agreement"])
+def test_no_round_is_answered_after_a_paper_that_carried_the_study_has_expired(tmp_path: Path, kind: str) -> None:
+    of = study(**{f"{kind}__0__expires": "2030-01-01T00:00:00Z"})
+    digest = privacy.study_digest(of)
+    Ledger.found(tmp_path / "main", Policy())
+    ledger = Ledger(tmp_path / "main")
+    today = [datetime(2029, 12, 31, tzinfo=UTC)]
+    witnesses = Witnesses(tmp_path / "witnesses.json")
+    rules = StudyRules(of, digest, Policy(), ledger, frozenset(), witnesses, -1, now=lambda: today[0])
+    plan = of.analyses[0]
+    broadcast = arrays.encode(analysis_of(plan).start(plan, of, {}).broadcast)
+    length = privacy.layout(of, plan, 0).length
+    start = RoundStart(
+        bytes(32), 1, (0, 1, 2), privacy.codec(of).words(length), length, privacy.task_for(of, plan, 0, 0, broadcast),
+        broadcast,
+    )  # fmt: skip
+    assert not rules.admit(start).exact
+    today[0] = datetime(2030, 1, 2, tzinfo=UTC)
+    with pytest.raises(StudyError, match="while the study ran") as refused:
+        rules.admit(start)
+    assert refused.value.code is RefusalCode.EXPIRED
+    ledger.close()

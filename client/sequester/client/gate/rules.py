@@ -18,6 +18,7 @@ from sequester.client.policy import Policy
 from sequester.protocols import privacy
 from sequester.protocols.analyses.registry import analysis_of
 from sequester.protocols.errors import PeerError, PrivacyError, RefusalCode, SiteError, StudyError
+from sequester.protocols.faults import INSTANT
 from sequester.protocols.secagg.member_state import Admission
 from sequester.protocols.secagg.messages import KeyAdvertisement, RoundStart
 from sequester.protocols.session import SessionParams
@@ -149,6 +150,13 @@ class StudyRules:
                 hint="the coordinator signs an amendment with a later expiry",
                 code=RefusalCode.EXPIRED,
             )
+        for paper in (*self._study.ethics, *self._study.agreement):
+            if self._now() > datetime.strptime(paper.expires, INSTANT).replace(tzinfo=UTC):
+                raise StudyError(
+                    f"`{paper.reference}` expired at {paper.expires}, while the study ran",
+                    hint="nothing more is sent; the coordinator signs an amendment with the renewed paper",
+                    code=RefusalCode.EXPIRED,
+                )
         plan = next((plan for plan in self._study.analyses if plan.name == start.task.analysis), None)
         if plan is None:
             raise PeerError(f"the study has no analysis `{start.task.analysis}`", hint="nothing was sent")
