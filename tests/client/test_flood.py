@@ -16,9 +16,12 @@ from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import MAX_EPOCHS, Witnesses
 from sequester.client.policy import Policy
+from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.accounting import Event
 from sequester.protocols.errors import PeerError, SiteError, StudyError
-from sequester.protocols.secagg.messages import KeyAdvertisement
+from sequester.protocols.secagg.messages import KeyAdvertisement, SessionProposal
+from sequester.protocols.session import SUITE
+from sequester.protocols.wire import Limits, Reader
 
 STUDY = "ab" * 32
 
@@ -81,6 +84,26 @@ def test_key_epochs_are_counted_by_study_whatever_their_numbers(ledger: Ledger) 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return enrolled(tmp_path)
+
+
+def test_a_key_epoch_that_no_entry_of_the_ledger_holds_is_refused_before_anything_is_advertised(ledger: Ledger) -> None:
+    """The site would have advertised, failed to write it down on every stream, and never been able to leave."""
+    reader = Reader(Limits(1 << 20, 32))
+
+    def proposed(epoch: int) -> SessionProposal:
+        params = pb.SessionProposal(
+            study_digest=bytes.fromhex(STUDY), epoch=epoch, roster=[bytes([i]) * 32 for i in range(3)], max_corrupt=1,
+            min_active=3, ring_bits=32, mode="strict", suite=SUITE,
+        )  # fmt: skip
+        found: SessionProposal = reader.take(pb.Frame(session_proposal=params))
+        return found
+
+    for epoch in (2**53, 2**64 - 1):
+        with pytest.raises(PeerError, match="key epoch"):
+            proposed(epoch)
+    highest = proposed(2**53 - 1).params.epoch
+    Egress(ledger, STUDY).leaves("KeyAdvertisement", [b"a key"], 0, highest)
+    assert ledger.epoch(STUDY) == highest
 
 
 def test_joins_that_are_refused_are_counted_and_not_written_down_one_by_one(

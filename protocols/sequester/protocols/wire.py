@@ -27,6 +27,7 @@ PRODUCT = "sequester/0.1.0"
 CHUNK_BYTES = 1 << 20
 MAX_FRAME_BYTES = 2 << 20
 MAX_SITES = 1024
+MAX_EPOCH = 2**53 - 1  # the largest number of a ledger's entry: canonical JSON has no larger ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +374,8 @@ def _message(x: Any, payload: bytes | memoryview, limits: Limits) -> Any:
         case pb.SessionProposal():
             if len(x.roster) > MAX_SITES or x.mode not in ("strict", "double") or len(x.suite) > 64:
                 raise PeerError("a session proposal that makes no sense")
+            if x.epoch > MAX_EPOCH:  # a site that advertised could write neither that nor that it left
+                raise PeerError("a key epoch that no ledger holds")
             return m.SessionProposal(
                 SessionParams(
                     _sized(x.study_digest, 32), x.epoch, tuple(_sized(k, 32) for k in x.roster), x.max_corrupt,

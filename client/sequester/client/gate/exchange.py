@@ -1,8 +1,8 @@
 """What a site asks the exchange outside a study's stream: studies, other hospitals, results; and its own decisions.
 
 Everything fetched is a signed document, checked here against the coordinator's key from the enrolment and kept in the
-consortium's folder. What does not verify is not written. Every call out is in the egress count of the ledger only when
-it carries something of this site: a decision does, a question does not.
+consortium's folder. What does not verify is not written. What a decision says lies beside the text that was read, in the
+consortium's folder: a person's command sends it, and the ledger is the running gate's alone.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class Consortium:
 
         async def start_compute() -> Custodian:
             text = canonical(study_json(study)).decode()
-            self._home.log.mkdir(exist_ok=True)
+            self._home.log.mkdir(mode=0o700, exist_ok=True)
             log_file = self._home.log / f"compute-{digest[:12]}.log"
             allow, device = self._config.policy.allow_unisolated, self._config.compute.device
             return await Custodian.start(text, cohort, allow, log_file, device)
