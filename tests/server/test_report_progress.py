@@ -52,6 +52,14 @@ def test_it_ends_with_the_study_and_says_why(state: str) -> None:
     assert last["state"] == state and pauses == 1 and text.splitlines()[-1].endswith(f"{state}, too few hospitals")
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_study_that_is_done_is_watched_until_its_receipts_are_there(terminal: bool) -> None:
+    waits = [status("done", awaits_receipts=["lake", "north"]), status("done", awaits_receipts=["north"])]
+    text, last, pauses = told([status(), *waits, status("done", awaits_receipts=[])], terminal=terminal)
+    assert last["awaits_receipts"] == [] and pauses == 3
+    assert terminal or "done, waits for the receipt of lake, north" in text
+
+
 def test_a_held_study_is_still_watched() -> None:
     text, last, _ = told([status(), status("held"), status("done")], terminal=False)
     assert last["state"] == "done" and ": held" in text

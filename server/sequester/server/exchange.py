@@ -195,6 +195,8 @@ class Exchange(Runs):
                 name: "standing" if name in running.streams else running.reports.get(name, "called")
                 for name in study.site_ids
             }
+            if running.is_over:
+                row["awaits_receipts"] = sorted(set(running.streams) - set(row["receipts"]))
         return row
 
     def release(self, digest: str) -> Release:

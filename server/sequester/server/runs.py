@@ -24,7 +24,9 @@ from sequester.server.store import Store, StoreFault
 log = logging.getLogger("sequester.exchange")
 
 DISK_S = 2.0  # how often a full disk is tried again
-RECEIPTS_S = 30.0  # how long the end of a study waits for receipts of hospitals whose streams stand: seconds of CPU each
+RECEIPTS_S = (
+    30.0  # how long the end of a study waits for receipts of hospitals whose streams stand: seconds of CPU each
+)
 QUEUED = 4096  # messages that wait for one hospital; an honest one has a few
 Write = Callable[[Frame], Awaitable[None]]
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from sequester.protocols import exchange_pb2 as pb
 from sequester.protocols.errors import RoundAbandoned, StudyError
 from sequester.protocols.signing import open_document, sign_document
-from sequester.protocols.states import FINAL, StudyState
+from sequester.protocols.states import StudyState
 from sequester.server.cli.study import HomeOption, JsonOption, passphrase, verbs
 from sequester.server.config import Home
 from sequester.server.config import home as home_of
@@ -245,11 +245,10 @@ def _hint(row: dict[str, Any]) -> str:
 
 
 def _follow(home: Path | None, digest: str, quiet: bool) -> dict[str, Any]:
-    """The study's last status, after showing its rounds until it ends."""
+    """The study's last status, after showing its rounds until it has ended and its receipts are there."""
     from sequester.server.coordinator import coordinator_stub
-    from sequester.server.report.progress import follow
+    from sequester.server.report.progress import follow, is_over
 
-    stops = {*FINAL, StudyState.SUSPENDED}
     with coordinator_stub(home_of(home)) as ask:
 
         def now() -> dict[str, Any]:
@@ -259,7 +258,7 @@ def _follow(home: Path | None, digest: str, quiet: bool) -> dict[str, Any]:
         if not quiet:
             last: dict[str, Any] = follow(now, Console(stderr=True, highlight=False))
             return last
-        while (row := now())["state"] not in stops:
+        while not is_over(row := now()):
             time.sleep(POLL_S)
         return row
 

@@ -41,7 +41,7 @@ def _draw(ask_status: Callable[[], Status], console: Console, pause: Callable[[f
         while True:
             status = ask_status()
             live.update(picture(status), refresh=True)
-            if status["state"] in _STOPS:
+            if is_over(status):
                 break
             pause(POLL_S)
     console.print(line(status), markup=False)
@@ -55,9 +55,14 @@ def _tell(ask_status: Callable[[], Status], console: Console, pause: Callable[[f
         if (now := line(status)) != said:
             console.print(now, markup=False, soft_wrap=True)
             said = now
-        if status["state"] in _STOPS:
+        if is_over(status):
             return status
         pause(POLL_S)
+
+
+def is_over(status: Mapping[str, Any]) -> bool:
+    """True where a study has ended or is suspended, and the exchange waits for no receipt any more."""
+    return status["state"] in _STOPS and not status.get("awaits_receipts")
 
 
 def line(status: Mapping[str, Any]) -> str:
@@ -65,6 +70,8 @@ def line(status: Mapping[str, Any]) -> str:
     parts = [f"study {str(status['digest'])[:12]}: {status['state']}"]
     if status.get("reason"):
         parts.append(str(status["reason"]))
+    if awaited := status.get("awaits_receipts"):
+        parts.append(f"waits for the receipt of {', '.join(map(str, awaited))}")
     if status["state"] not in _STOPS:
         if where := _where(status):
             parts.append(where)
