@@ -21,7 +21,9 @@ from sequester.client.cli.studies import pick
 from sequester.client.config import home as home_of
 from sequester.protocols.errors import SiteError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 
 _REASONS = {

@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    home: Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")] = False,
 ) -> None:
     """Test isolation, disk, data, versions, keys, name, ports, TLS and clock. Changes nothing; exit 20 if one fails."""

@@ -16,7 +16,9 @@ from sequester.client.config import home as home_of
 from sequester.protocols.errors import SiteError
 from sequester.protocols.signing import raw_public, spoken
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 ConsortiumOption = Annotated[str, typer.Option("--consortium", help="Needed where this site belongs to several.")]
 SiteArgument = Annotated[str, typer.Argument(help="The other hospital's name.")]

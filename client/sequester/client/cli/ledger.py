@@ -16,7 +16,9 @@ from sequester.client.config import Home
 from sequester.client.config import home as home_of
 from sequester.protocols.errors import PrivacyError, SiteError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 
 audit = typer.Typer(

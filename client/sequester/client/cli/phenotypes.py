@@ -32,12 +32,14 @@ def phenotypes(
     join: Annotated[
         list[Path] | None, typer.Option("--join", help="Add the columns of this table (lifestyle, wearables).")
     ] = None,
-    home: Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")] = False,
 ) -> None:
     """Derive phenotypes and covariates from records, one row per patient, and show how many people each step leaves.
 
-    Then name the table in site.toml (`phenotypes` under [data]) and freeze.
+    Then name the table in site.toml (`phenotypes` under `data`) and freeze.
     """
     from sequester.client.cli.studies import pick
     from sequester.client.ingest.phenotypes import definitions

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from sequester.client.config import home as home_of
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 
 

@@ -54,12 +54,15 @@ def score(
     years: Annotated[int, typer.Option("--years", min=1, max=80, help="Horizon of the absolute risk.")] = 10,
     age_column: Annotated[str, typer.Option("--age-column", help="Column of the phenotype table.")] = "age",
     sex_column: Annotated[str, typer.Option("--sex-column", help="Column of the phenotype table.")] = "sex",
-    home: Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")] = False,
 ) -> None:
     """Score this hospital's patients, for their physicians. Nothing is sent: what is written stays in the folder named.
 
-    Needs `[scoring] enabled = true` in site.toml. Every row of the score is matched, or named with its reason.
+    Needs `enabled = true` and a `signer` under `scoring` in site.toml. Every row of the score is matched, or named with
+    its reason.
     """
     if about:
         typer.echo((Path(__file__).parents[1] / "scoring" / "README.md").read_text("utf-8"))

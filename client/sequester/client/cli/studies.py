@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from sequester.client.gate.ledger import Balance
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The site's folder; default SEQUESTER_HOME, else ~/.sequester.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 StudyArgument = Annotated[str, typer.Argument(help="The study's digest or its first letters.")]
 ConsortiumOption = Annotated[str, typer.Option("--consortium", help="Only needed where a digest is in two.")]

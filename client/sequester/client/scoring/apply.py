@@ -82,7 +82,8 @@ def apply(home: Home, config: SiteConfig, wish: Wish, now: datetime) -> dict[str
     if not settings.enabled:
         raise SiteError(
             "scoring single patients is switched off",
-            hint="`sequester-client score --about` says what the law asks; then `enabled = true` under [scoring] in site.toml",
+            hint="`sequester-client score --about` says what the law asks; then `enabled = true` and `signer` under "
+            "[scoring] in site.toml",
         )
     if not settings.signer:
         raise SiteError(

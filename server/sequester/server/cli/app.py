@@ -5,16 +5,51 @@ from __future__ import annotations
 import errno
 import sqlite3
 import sys
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
+import typer.core
+import typer.main
 from rich.console import Console
 
 from sequester.protocols.errors import SequesterError, SiteError
 from sequester.server.cli import exchange, identity, rehearse, release, simulate, study, weights
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Argument(typer.core.TyperArgument):
+    """An argument that keeps its help: click 8.5 sets `help` of its own after typer 0.20 did, and so clears it."""
+
+    def __init__(self, *, help: str | None = None, **rest: Any) -> None:
+        super().__init__(help=help, **rest)
+        self.help = help
+
+
+typer.main.TyperArgument = Argument  # type: ignore[misc]  # typer has no other way in
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Anywhere on the line: `--debug` shows where an error came from.",
+)
 for subject in (identity, study, exchange, release, weights, simulate, rehearse):
     subject.register(app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sequester {version('sequester')}")
+        raise typer.Exit
+
+
+@app.callback()
+def described(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """The consortium: found it, write studies, run them, receive their results."""
 
 
 def main() -> None:

@@ -25,10 +25,12 @@ def simulate(
     folder: Annotated[Path, typer.Argument(help="A new folder; each hospital's files go into one of its own.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same bytes.")] = 7,
     people: Annotated[int, typer.Option("--people", min=200, help="In all hospitals together.")] = 2000,
-    chromosomes: Annotated[int, typer.Option("--chromosomes", min=1, max=22)] = 10,
+    chromosomes: Annotated[int, typer.Option("--chromosomes", min=1, max=22, help="How many.")] = 10,
     length_kb: Annotated[int, typer.Option("--length-kb", min=50, max=10_000, help="Of each chromosome.")] = 200,
     causal: Annotated[int, typer.Option("--causal", min=1, help="Variants that change the risk.")] = 60,
-    prevalence: Annotated[float, typer.Option("--prevalence", min=0.001, max=0.5)] = 0.15,
+    prevalence: Annotated[
+        float, typer.Option("--prevalence", min=0.001, max=0.5, help="Share of people who are cases.")
+    ] = 0.15,
     rough: Annotated[
         bool,
         typer.Option("--rough", help="Files as real ones are: VCF and PLINK, repeated rows and people, another build."),
