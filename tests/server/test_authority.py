@@ -68,6 +68,13 @@ def test_founding_twice_is_refused_and_changes_nothing(home: Home) -> None:
     assert before == {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file()}
 
 
+def test_two_ports_that_are_the_same_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="superlink_port 7443, control_port 7443"):
+        authority.found(Home(tmp_path / "alps"), "alps", "exchange.example.org", (7441, 7442, 7443, 7443))
+    assert not (tmp_path / "alps").exists()
+    authority.found(Home(tmp_path / "alps"), "alps", "exchange.example.org", (0, 0, 0, 0))  # each a free one
+
+
 def test_a_founding_cut_short_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path)
     with monkeypatch.context() as patch:

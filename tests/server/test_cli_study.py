@@ -111,6 +111,25 @@ def test_an_incomplete_expired_or_foreign_study_is_not_signed(tmp_path: Path, ho
     assert not (tmp_path / "study.json").exists()
 
 
+def test_sign_says_the_next_command_whole(tmp_path: Path, home: Path) -> None:
+    path, bundle = written(tmp_path, home), tmp_path / "app.fab"
+    bundle.write_bytes(b"a bundle without code")
+    said = run("sign", path, "--bundle", bundle, "--home", home)
+    assert f"study publish {tmp_path / 'study.json'} --bundle {bundle}" in said.output.replace("\n", "")
+
+
+def test_check_tells_of_a_date_that_has_passed(tmp_path: Path, home: Path) -> None:
+    path = written(tmp_path, home)
+    path.write_text(_expired(path.read_text("utf-8")), "utf-8")
+    assert "has passed" in run("check", path).stdout
+
+
+def test_an_unsigned_study_is_not_published_and_the_step_that_lacks_is_named(tmp_path: Path, home: Path) -> None:
+    path = written(tmp_path, home)
+    refused = run("publish", path, "--bundle", path, "--home", home).exception
+    assert isinstance(refused, StudyError) and "not a signed study" in refused.message and "sign" in refused.hint
+
+
 def _expired(text: str) -> str:
     at = text.index("\nexpires: ") + len("\nexpires: ")
     return text[:at] + "2020" + text[at + 4 :]

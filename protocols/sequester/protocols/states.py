@@ -57,6 +57,19 @@ TRANSITIONS: dict[tuple[StudyState, str], tuple[StudyState, str]] = {
 }
 
 
+def what_next(state: StudyState) -> str:
+    """What the coordinator can do about a study in `state`, by the verbs of `sequester-server study`."""
+    if state is StudyState.DONE:
+        return "its results are there: `sequester-server study results`; an amendment is a new study"
+    if state in FINAL:
+        return "it has ended; an amendment is a new study"
+    if state is StudyState.PUBLISHED:
+        return "its hospitals approve it first: `sequester-server study status` shows who has"
+    own = {event for (at, event), (_, who) in TRANSITIONS.items() if at == state and who == "coordinator"}
+    verbs = sorted({"resume": "start"}.get(event, event) for event in own - {"supersede"})
+    return "what `sequester-server study` can do with it now: " + ", ".join(verbs)
+
+
 def advance(state: StudyState, event: str) -> StudyState:
     """The next state; `StudyError` names the state where the event does not belong.
 
@@ -66,7 +79,6 @@ def advance(state: StudyState, event: str) -> StudyState:
     if (state, event) not in TRANSITIONS:
         raise StudyError(
             f"a study that is {state} cannot `{event}`",
-            hint="it may: "
-            + (", ".join(sorted(e for s, e in TRANSITIONS if s == state)) or "nothing more, it has ended"),
+            hint=what_next(state),
         )
     return TRANSITIONS[(state, event)][0]

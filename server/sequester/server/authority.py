@@ -62,6 +62,9 @@ def found(
     """
     _require(ConsortiumId, consortium, "a consortium's name is lower-case letters, digits and hyphens, at most 32")
     _require(Host, host, "--host is the name or address under which hospitals reach the exchange")
+    if len(taken := [port for port in ports if port]) != len(set(taken)):
+        said = ", ".join(f"{name} {port}" for name, port in zip(PORTS, ports, strict=True))
+        raise StudyError(f"two ports are the same: {said}", hint="give each its own; nothing was changed")
     aside = Home(home.root / ".founding")
     for folder in (home.coordinator, home.exchange):
         if folder.exists():

@@ -61,7 +61,10 @@ class Home:
                     raise StudyError(
                         f"{path}: {error}", hint="correct it, or found the consortium again elsewhere"
                     ) from None
-        raise StudyError(f"no consortium.toml under {self.root}", hint="found one with `sequester-server init`")
+        raise StudyError(
+            f"no consortium.toml under {self.root}",
+            hint="name its folder with --home or SEQUESTER_SERVER_HOME, or found one with `sequester-server init`",
+        )
 
 
 def home(path: Path | None = None) -> Home:

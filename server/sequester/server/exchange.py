@@ -25,7 +25,7 @@ from sequester.protocols.secagg import keys
 from sequester.protocols.secagg.messages import KeyAdvertisement, Resume
 from sequester.protocols.secagg.records import adv_json
 from sequester.protocols.signing import open_document
-from sequester.protocols.states import FINAL
+from sequester.protocols.states import FINAL, what_next
 from sequester.protocols.study import Study
 from sequester.protocols.wire import MAX_FRAME_BYTES, Limits, Reader, check_hello, hello
 from sequester.server import decisions
@@ -211,7 +211,9 @@ class Exchange(Runs):
         data = self.store.results(digest)
         if data is None:
             state = self.store.state(digest)
-            raise StudyError(f"study {digest[:12]} has no results: it is {state}", hint=self.store.reason(digest))
+            raise StudyError(
+                f"study {digest[:12]} has no results: it is {state}", hint=self.store.reason(digest) or what_next(state)
+            )
         self.release(digest).require()
         texts = {
             "results": data.decode(),

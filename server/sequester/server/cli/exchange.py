@@ -72,6 +72,8 @@ def publish(
             data[file] = file.read_bytes()
         except OSError as error:
             raise StudyError(f"{file}: {error.strerror}", hint="`study sign` and `bundle` write them") from None
+    if not data[path].startswith(b'{"body":'):
+        raise StudyError(f"{path} is not a signed study", hint="`sequester-server study sign` writes one")
     digest = open_document(data[path], "study", None).digest
     call(home, "Publish", pb.PublishRequest(study=pb.Document(json=data[path]), bundle=data[bundle]))
     typer.echo(f"study {digest} is published.")

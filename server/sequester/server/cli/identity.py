@@ -22,11 +22,12 @@ from sequester.server.config import Home
 from sequester.server.config import home as home_of
 
 HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The consortium's folder; default SEQUESTER_SERVER_HOME.")
+    Path | None,
+    typer.Option("--home", help="The consortium's folder; default SEQUESTER_SERVER_HOME, else ~/.sequester-server."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 SiteArgument = Annotated[str, typer.Argument(help="The hospital's name, as studies will write it.")]
-PortOption = Annotated[int, typer.Option(min=0, max=65535)]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Where it listens; 0: any free one, for a trial.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -139,6 +140,10 @@ def enrolments(home: HomeOption = None, as_json: JsonOption = False) -> None:
     for row in rows:
         if row["fault"]:
             out.print(f"{row['site']}: {row['fault']}")
+    if admitted := [row for row in rows if row["state"] == "admitted"]:
+        out.print("For `sequester-server study new`:")
+        for row in admitted:
+            out.print(f"  --site {row['site']}={row['identity_key']}")
     out.print("Let each hospital read its fingerprint to you, then `sequester-server admit SITE --fingerprint ...`.")
 
 
@@ -159,7 +164,7 @@ def admit(
     if fingerprint(row.identity_key) != read_fingerprint(typed):
         raise StudyError(
             f"the fingerprint does not match: `{site}` asked with {spoken(fingerprint(row.identity_key))[:19]} ...",
-            hint="do not admit it: somebody may have used its token. Refuse, and invite it again",
+            hint="do not admit it: have it read out again; if it still differs, somebody used its token: refuse, and invite it again",
         )
     if fault := proof_fault(row, authority.authority_digest(place.coordinator)):
         raise StudyError(f"`{site}`: {fault}", hint="refuse it, and invite it again")

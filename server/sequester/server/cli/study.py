@@ -29,7 +29,8 @@ from sequester.server.config import home as home_of
 from sequester.server.forecast import Forecast, forecast, require_worth
 
 HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The consortium's folder; default SEQUESTER_SERVER_HOME.")
+    Path | None,
+    typer.Option("--home", help="The consortium's folder; default SEQUESTER_SERVER_HOME, else ~/.sequester-server."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer in JSON, for machines.")]
 StudyArgument = Annotated[Path, typer.Argument(help="study.yaml, or a signed study.json.")]
@@ -56,7 +57,9 @@ def templates() -> dict[str, str]:
 
 def new(
     output: Annotated[Path | None, typer.Argument(help="Default: print it. An existing file is left alone.")] = None,
-    template: Annotated[str, typer.Option("--template", help="A wrong name lists them.")] = "risk-score",
+    template: Annotated[
+        str, typer.Option("--template", help=f"One of {', '.join(sorted(templates()))}.")
+    ] = "risk-score",
     site: Annotated[list[str] | None, typer.Option("--site", help="NAME=KEY (hex), once for each hospital.")] = None,
     profile: Annotated[
         str, typer.Option("--profile", help="Of privacy: " + "; ".join(f"{n}: {p}" for n, p in PURPOSES.items()) + ".")
@@ -99,7 +102,9 @@ def _set(text: str, field: str, value: str) -> str:
 def _site_line(given: str) -> str:
     name, equals, key = given.partition("=")
     if not equals or not re.fullmatch(r"[0-9a-f]{64}", key):
-        raise StudyError(f"--site {given[:40]} is not NAME=KEY", hint="the key is 64 hex digits, from `enrolments`")
+        raise StudyError(
+            f"--site {given[:40]} is not NAME=KEY", hint="the key is 64 hex digits: `enrolments` lists what to give"
+        )
     return f'  - {{id: {name}, key: "{key}"}}\n'
 
 
@@ -151,12 +156,10 @@ def sign(
         try:
             study = study.model_copy(update={"bundle": sha256(bundle.read_bytes())})
         except OSError as error:
-            raise StudyError(f"{bundle}: {error.strerror}", hint="build the bundle first") from None
+            raise StudyError(f"{bundle}: {error.strerror}", hint="`sequester-server bundle FILE` writes it") from None
     open_ends = unnamed(study)
     if open_ends:
         raise StudyError(open_ends[0], hint="complete the study before it is signed")
-    if study.expires_at <= datetime.now(UTC):
-        raise StudyError(f"expires: {study.expires} has passed", hint="choose a later date")
     require_worth(study)
     study = validated(study_json(privacy.calibrate(study)))
     privacy.session_params(study)
@@ -176,7 +179,8 @@ def sign(
     except OSError as error:
         raise StudyError(f"{target}: {error.strerror}", hint="choose another --output") from None
     typer.echo(f"study {privacy.study_digest(study)} signed: {target}")
-    typer.echo(f"next: `sequester-server study publish {target}`.")
+    carried = bundle or "FILE"
+    typer.echo(f"next: `sequester-server study publish {target} --bundle {carried}`.")
 
 
 def show(path: StudyArgument) -> None:
@@ -207,16 +211,20 @@ def read(path: Path) -> Study:
 
 
 def unnamed(study: Study) -> list[str]:
-    """What the template left open: hospitals without a key, no bundle."""
+    """What keeps a study from being signed: hospitals without a key, no bundle, a date that has passed."""
     said = [f"site `{site.id}` has no key yet" for site in study.sites if site.key.startswith(UNNAMED)]
     if study.bundle.startswith(UNNAMED):
         said.append("no bundle is named: `study sign --bundle FILE` fills it in")
+    if study.expires_at <= datetime.now(UTC):
+        said.append(f"expires: {study.expires} has passed: choose a later date")
     return said
 
 
 def _print(study: Study, said: Forecast) -> None:
     console = Console(highlight=False)
     table = Table("analysis", "mode", "rounds + spare", "numbers", "bytes a round", "noise multiplier", "sd of the sum")
+    for column in table.columns:
+        column.overflow = "fold"  # 80 columns are few: a cut word says less than two lines
     for row in said.analyses:
         noise = (f"{row.noise_multiplier:.3f}", f"{row.noise_sd_of_sum:.2f}") if row.noise_multiplier else ("none", "0")
         table.add_row(
