@@ -56,7 +56,7 @@ class CoordinatorCalls:
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise StudyError(
                     f"the exchange at {self._address} does not answer `{method}` ({said[:200]})",
-                    hint="start it with `sequester-server serve`, or check `host` and ports in coordinator/consortium.toml",
+                    hint="start it with `sequester-server serve`, or check host and ports in coordinator/consortium.toml",
                 ) from None
             sentence, _, hint = said.partition("\n")
             raise StudyError(

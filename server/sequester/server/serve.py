@@ -116,7 +116,8 @@ async def listen(
     except RuntimeError:
         raise StudyError(
             f"port {ports[name]} ({name}) on {address} is taken",
-            hint="stop what listens there, or, before hospitals enrol, change the port in consortium.toml of exchange/ and of coordinator/",
+            hint="stop what listens there, or, before hospitals enrol, change the port in consortium.toml of exchange/ "
+            "and of coordinator/",
         ) from None
     ports.choose(**{name: port})
     await server.start()

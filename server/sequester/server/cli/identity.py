@@ -164,7 +164,8 @@ def admit(
     if fingerprint(row.identity_key) != read_fingerprint(typed):
         raise StudyError(
             f"the fingerprint does not match: `{site}` asked with {spoken(fingerprint(row.identity_key))[:19]} ...",
-            hint="do not admit it: have it read out again; if it still differs, somebody used its token: refuse, and invite it again",
+            hint="do not admit it: have it read out again; if it still differs, somebody used its token: refuse it, "
+            "and invite it again",
         )
     if fault := proof_fault(row, authority.authority_digest(place.coordinator)):
         raise StudyError(f"`{site}`: {fault}", hint="refuse it, and invite it again")
