@@ -25,7 +25,7 @@ class Argument(typer.core.TyperArgument):
         self.help = help
 
 
-typer.main.TyperArgument = Argument  # type: ignore[misc]  # typer has no other way in
+typer.main.TyperArgument = Argument  # type: ignore[attr-defined]  # typer has no other way in
 
 app = typer.Typer(
     no_args_is_help=True,
