@@ -14,6 +14,7 @@ import pytest
 from contracts import COORDINATOR, PINNED, SITES, exact_study, freeze, hospital, study
 from sequester.client.config import Home
 from sequester.client.gate import approval
+from sequester.client.gate.gate import Consortium
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import StudyRules, Witnesses
 from sequester.client.policy import Policy
@@ -23,6 +24,7 @@ from sequester.protocols.errors import RefusalCode, SequesterError, SiteError, S
 from sequester.protocols.secagg.messages import RoundStart
 from sequester.protocols.signing import open_document, raw_public, sha256, sign_document
 from sequester.protocols.study import Study, study_json
+from sequester.protocols.wire import Limits
 
 NORTH = SITES["north"]
 STUDY = study()
@@ -303,25 +305,42 @@ def test_the_power_of_the_test_counts_a_scan_s_largest_release(tmp_path: Path) -
     assert f"probability {power:.3f}" in shown
 
 
-@pytest.mark.parametrize("kind", ["ethics", "agreement"])
-def test_no_round_is_answered_after_a_paper_that_carried_the_study_has_expired(tmp_path: Path, kind: str) -> None:
-    of = study(**{f"{kind}__0__expires": "2030-01-01T00:00:00Z"})
-    digest = privacy.study_digest(of)
-    Ledger.found(tmp_path / "main", Policy())
-    ledger = Ledger(tmp_path / "main")
-    today = [datetime(2029, 12, 31, tzinfo=UTC)]
-    witnesses = Witnesses(tmp_path / "witnesses.json")
-    rules = StudyRules(of, digest, Policy(), ledger, frozenset(), witnesses, -1, now=lambda: today[0])
+def first_round(of: Study) -> RoundStart:
+    """What an honest exchange asks first."""
     plan = of.analyses[0]
     broadcast = arrays.encode(analysis_of(plan).start(plan, of, {}).broadcast)
     length = privacy.layout(of, plan, 0).length
-    start = RoundStart(
-        bytes(32), 1, (0, 1, 2), privacy.codec(of).words(length), length, privacy.task_for(of, plan, 0, 0, broadcast),
-        broadcast,
-    )  # fmt: skip
-    assert not rules.admit(start).exact
+    words, asked = privacy.codec(of).words(length), privacy.task_for(of, plan, 0, 0, broadcast)
+    return RoundStart(bytes(32), 1, (0, 1, 2), words, length, asked, broadcast)
+
+
+@pytest.mark.parametrize("kind", ["ethics", "agreement"])
+def test_no_round_is_answered_after_a_paper_that_carried_the_study_has_expired(tmp_path: Path, kind: str) -> None:
+    of = study(**{f"{kind}__0__expires": "2030-01-01T00:00:00Z"})
+    Ledger.found(tmp_path / "main", Policy())
+    ledger = Ledger(tmp_path / "main")
+    today = [datetime(2029, 12, 31, tzinfo=UTC)]
+    rest = (Policy(), ledger, frozenset(), Witnesses(tmp_path / "witnesses.json"), -1)
+    rules = StudyRules(of, privacy.study_digest(of), *rest, now=lambda: today[0])
+    assert not rules.admit(first_round(of)).exact
     today[0] = datetime(2030, 1, 2, tzinfo=UTC)
     with pytest.raises(StudyError, match="while the study ran") as refused:
-        rules.admit(start)
+        rules.admit(first_round(of))
     assert refused.value.code is RefusalCode.EXPIRED
+    ledger.close()
+
+
+def test_no_round_is_answered_once_a_person_said_no_to_a_study_that_runs(home: Home) -> None:
+    digest = privacy.study_digest(STUDY)
+    say_yes(home, STUDY)
+    Ledger.found(home.dataset("main"), home.config().policy)
+    (home.consortium("example") / "consortium.json").write_text("{}")
+    ledger = Ledger(home.dataset("main"))
+    gate = Consortium(home, "example", home.config(), ledger)
+    member, journal = gate._member(STUDY, digest, Limits.for_study(STUDY), None)
+    assert not member._rules.admit(first_round(STUDY)).exact
+    approval.refuse(home, "example", home.config(), digest, RefusalCode.POLICY, NORTH)
+    with pytest.raises(StudyError, match="said no to the study since it joined"):
+        member._rules.admit(first_round(STUDY))
+    journal.close()
     ledger.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from contracts import COORDINATOR, PINNED, SITES, exact_study, fields, freeze, h
 from sequester.client.cli import ledger as ledger_verbs
 from sequester.client.cli import studies as cli
 from sequester.client.config import Home
+from sequester.client.gate import control
 from sequester.client.gate.ledger import Ledger
 from sequester.protocols import privacy
 from sequester.protocols.accounting import Event
@@ -146,6 +149,30 @@ def test_refuse_signs_a_public_code_and_nothing_else(home: Home) -> None:
     assert body == {"study": DIGEST, "site": "north", "code": "NOT_READY"}
     assert json.loads(run(home, "studies", "--json").stdout)[0]["decision"] == "refused"
     assert run(home, "refuse", DIGEST, "--code", "BECAUSE", "--offline").exit_code == 2
+
+
+def test_a_no_to_a_study_that_runs_has_the_gate_leave_it(home: Home) -> None:
+    asked: list[dict[str, object]] = []
+    loop = asyncio.new_event_loop()
+
+    async def answer(request: dict[str, object]) -> dict[str, object]:
+        asked.append(request)
+        return {"said": "this hospital has left it."}
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    socket = home.root.parent / "s"  # a short way to it: the names of unix sockets have 107 letters at most
+    home.run.mkdir()
+    (home.run / "gate.sock").symlink_to(socket)
+    server = asyncio.run_coroutine_threadsafe(control.serve(socket, answer), loop).result(20)
+    try:
+        assert "has left it" in run(home, "refuse", DIGEST, "--offline").stdout
+        assert asked == [{"ask": "withdraw", "study": DIGEST}]
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()
 
 
 def test_a_study_file_changed_on_this_disk_is_refused_by_name(home: Home) -> None:

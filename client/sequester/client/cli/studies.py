@@ -189,7 +189,10 @@ def refuse(
     consortium: ConsortiumOption = "",
     home: HomeOption = None,
 ) -> None:
-    """Sign no to a study. The consortium is told the code and nothing else; approvals given before no longer count."""
+    """Sign no to a study. The consortium is told the code and nothing else; approvals given before no longer count.
+
+    A study that runs here already is left, as by `stop`.
+    """
     from sequester.client.gate import approval
 
     place = home_of(home)
@@ -197,6 +200,7 @@ def refuse(
     key: Ed25519PrivateKey = approval.identity(place, found.consortium)
     document = approval.refuse(place, found.consortium, place.config(), found.digest, code, key)
     typer.echo(f"refused: {found.digest[:12]}.")
+    _leave(place, found)
     _send(place, found, document, offline)
 
 
@@ -368,6 +372,17 @@ def _try_out(home: Home, found: Published) -> None:
         f"The release gate tries this installation on made-up patients {when}; pass or fail is all that leaves. "
         f"`sequester-client audit release {found.digest[:12]}` shows it."
     )
+
+
+def _leave(home: Home, found: Published) -> None:
+    """A no to a study that runs here ends it here: approvals no longer count, and its rounds would go on."""
+    from sequester.client.gate import control
+
+    try:
+        said = control.ask(home.run / "gate.sock", {"ask": "withdraw", "study": found.digest})["said"]
+    except SiteError:
+        return  # it does not run here; the gate would refuse to join it
+    typer.echo(str(said))
 
 
 def _send(home: Home, found: Published, document: bytes, offline: bool) -> None:

@@ -243,6 +243,11 @@ def refuse(
     return document
 
 
+def is_refused(home: Home, consortium: str, digest: str) -> bool:
+    """True once somebody here said no, whoever said yes before."""
+    return (_folder(home, consortium, digest) / "refusal.json").exists()
+
+
 def objections(
     home: Home, consortium: str, config: SiteConfig, study: Study, own: bytes, now: datetime | None = None
 ) -> list[Objection]:
@@ -307,7 +312,7 @@ def require_approved(home: Home, consortium: str, config: SiteConfig, study: Stu
             code=RefusalCode.STUDY,
         )
     own = raw_public(identity(home, consortium))
-    if (_folder(home, consortium, digest) / "refusal.json").exists():
+    if is_refused(home, consortium, digest):
         raise StudyError("this site refused the study", hint="an amendment is a new study", code=RefusalCode.POLICY)
     _raise_first(objections(home, consortium, config, study, own))
     given = _given(digest, config, _ready(home, config, digest))
@@ -338,7 +343,7 @@ def require_approved(home: Home, consortium: str, config: SiteConfig, study: Stu
 def standing(home: Home, consortium: str, digest: str, roles: tuple[str, ...]) -> str:
     """`refused`, `approved`, `1 of 2 approved` or `not decided`: which documents lie here, not whether they still hold."""
     folder = _folder(home, consortium, digest)
-    if (folder / "refusal.json").exists():
+    if is_refused(home, consortium, digest):
         return "refused"
     given = sum((folder / f"{role}.json").exists() for role in roles)
     return "approved" if given == len(roles) else f"{given} of {len(roles)} approved" if given else "not decided"

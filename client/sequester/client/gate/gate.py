@@ -278,6 +278,7 @@ class Consortium:
             peers.pinned(self._home, self.name),
             self._witnesses,
             epoch_floor=max(number - 1, floor),
+            is_refused=lambda: approval.is_refused(self._home, self.name, digest),
         )
         index = study.site_ids.index(self._config.site.id)
         member = Member.restore(

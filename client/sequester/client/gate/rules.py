@@ -84,7 +84,7 @@ class Witnesses:
 
 
 class StudyRules:
-    """`Rules` of one study at one site; `now` is a clock that returns UTC."""
+    """`Rules` of one study at one site; `now` is a clock that returns UTC, `is_refused` says whether a person said no since."""
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class StudyRules:
         witnesses: Witnesses,
         epoch_floor: int,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        is_refused: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pinned = pinned
         self._study = study
@@ -105,6 +106,7 @@ class StudyRules:
         self._witnesses = witnesses
         self._epoch_floor = epoch_floor
         self._now = now
+        self._is_refused = is_refused
 
     def epoch_floor(self) -> int:
         return self._epoch_floor
@@ -144,6 +146,12 @@ class StudyRules:
 
     def admit(self, start: RoundStart) -> Admission:
         """Whether this study allows this round here: the task must equal what this site derives for itself."""
+        if self._is_refused():
+            raise StudyError(
+                "this site has said no to the study since it joined",
+                hint="nothing more is sent; `sequester-client stop` leaves the study for good",
+                code=RefusalCode.POLICY,
+            )
         if self._now() > self._study.expires_at:
             raise StudyError(
                 f"the study expired at {self._study.expires}",
