@@ -237,6 +237,18 @@ def test_settings_that_cannot_be_read_end_the_examination_with_their_line(home: 
     assert "No such file" in examine(home)["settings"].found
 
 
+def test_a_wrong_word_in_the_settings_is_told_and_a_password_is_not(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    for text, found in (
+        ('[site]\nid = "north"\n[data]\nid = "main"\nbuild = "hg19"\n', "found `hg19`"),
+        ('[site]\nid = "north"\n[network]\nhttps_proxy = ["http://user:secret@proxy:3128"]\n', "https_proxy"),
+    ):
+        home.site_toml.write_text(text, "utf-8")
+        with pytest.raises(SiteError) as refused:
+            home.config()
+        assert found in refused.value.message and "secret" not in refused.value.message
+
+
 def test_a_disk_that_is_nearly_full_or_refuses_to_write_fails(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = doctor.shutil.disk_usage(home.root)
     for free, verdict in ((50, "fail"), (500, "warn"), (5000, "ok")):

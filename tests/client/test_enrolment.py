@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +14,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from typer.testing import CliRunner
 
 import consortium
 from consortium import Exchange, closed_port, founded, heard, hospital
+from sequester.client.cli import identity
 from sequester.client.gate import enrolment, exchange, peers, reach, tls
 from sequester.client.gate.enrolment import enrol
 from sequester.client.gate.ledger import Ledger
@@ -357,6 +362,44 @@ def test_an_exchange_that_restarts_while_two_people_talk_is_waited_for(tmp_path:
 def test_without_a_token_there_must_be_an_enrolment_under_way(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="0 enrolments are under way"):
         enrol(hospital(tmp_path / "north", "north"), None)
+
+
+def test_a_member_that_resumes_nothing_is_told_where_it_belongs(alps: Exchange, tmp_path: Path) -> None:
+    home = hospital(tmp_path / "north", "north")
+    join(alps, home, alps.token("north"))
+    with pytest.raises(SiteError, match="this site belongs to alps"):
+        enrol(home, None)
+
+
+def test_run_before_the_coordinator_decided_says_how_to_go_on(alps: Exchange, tmp_path: Path) -> None:
+    home = hospital(tmp_path / "north", "north")
+    for asked, hint in ((False, "`sequester-client enrol` joins one"), (True, "--resume")):
+        if asked:
+            enrol(home, alps.token("north"), wait=False)
+        said = subprocess.run(
+            [sys.executable, "-m", "sequester.client.cli.app", "run", "--home", home.root],
+            capture_output=True,
+            text=True,
+        )
+        assert said.returncode == 20 and "no consortium yet" in said.stderr and hint in said.stderr
+
+
+def test_who_stops_waiting_is_told_that_the_request_stands(alps: Exchange, tmp_path: Path) -> None:
+    home, app = hospital(tmp_path / "north", "north"), typer.Typer()
+    identity.register(app)
+    waiting = threading.Thread(target=lambda: (time.sleep(4), signal.raise_signal(signal.SIGINT)))
+    waiting.start()
+    said = CliRunner().invoke(app, ["enrol", alps.token("north"), "--home", str(home.root)])
+    waiting.join()
+    assert said.exit_code == 130 and "enrol --resume" in said.stdout and home.enrolling() == ["alps"]
+
+
+def test_who_enrols_again_is_told_that_it_renews(alps: Exchange, tmp_path: Path) -> None:
+    home, app = hospital(tmp_path / "north", "north"), typer.Typer()
+    identity.register(app)
+    join(alps, home, alps.token("north"))
+    said = CliRunner().invoke(app, ["enrol", alps.token("north"), "--no-wait", "--home", str(home.root)])
+    assert said.exit_code == 0 and "renews its certificate" in said.stdout
 
 
 @pytest.mark.parametrize("damage", ["sq1.", "hello", "sq2.{}", "sq1.e30", "sq1.!!!!", "sq1." + "A" * 4000])

@@ -80,7 +80,7 @@ def test_a_changed_byte_in_the_store_is_refused_by_compute(tmp_path: Path) -> No
     ("old", "new", "said"),
     [
         ("patient,case", "patient,status", "no column `case`"),
-        ("patient,case", "person,case", "no column `patient`"),
+        ("patient,case", "person,case", "no column `patient` among its "),
         ("p003,1", "p002,1", "are the same patient"),
         ("p003,1,", "p003,2,", "row 5: a value that is neither"),
         ("p003,1,23", "p003,1,2_3", "row 5: not a number"),

@@ -91,6 +91,17 @@ def test_a_hospital_whose_key_changed_is_not_pinned_by_its_name(home: Home) -> N
     assert standings["lake"].startswith("ANOTHER KEY")
 
 
+def test_a_hospital_does_not_pin_itself(home: Home) -> None:
+    refused = run(home, "pin", "north", "--fingerprint", mark("north")).exception
+    assert isinstance(refused, SiteError) and "is this site" in refused.message
+    assert peers.pinned(home, "example") == frozenset()
+
+
+def test_every_line_of_a_fingerprint_is_whole_on_a_terminal_of_80_columns(home: Home) -> None:
+    said = CliRunner().invoke(APP, ["peers", "--home", str(home.root)], env={"COLUMNS": "80"}).stdout
+    assert all(spoken(mark(site))[:39] in said and spoken(mark(site))[40:] in said for site in SITES)
+
+
 def test_a_hospital_nobody_vouches_for_cannot_be_pinned(home: Home) -> None:
     with pytest.raises(SiteError, match="no hospital `west`"):
         peers.pin(home, "example", "west", "00" * 32)

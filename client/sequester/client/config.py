@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from sequester.client.policy import Policy
 from sequester.protocols.errors import SiteError
@@ -131,6 +132,10 @@ class Home:
     def consortium(self, name: str) -> Path:
         return self.root / "consortia" / name
 
+    def enrolling(self) -> list[str]:
+        """The consortia whose coordinator was asked and has not decided, as far as this site knows."""
+        return sorted(path.parent.name for path in (self.root / "enrolment").glob("*/token"))
+
     def consortia(self) -> list[str]:
         """Names of the consortia this site is enrolled in."""
         folder = self.root / "consortia"
@@ -142,7 +147,9 @@ class Home:
             text = self.site_toml.read_bytes()
         except OSError as error:
             raise SiteError(
-                f"{self.site_toml}: {error.strerror}", hint="write site.toml (client/README.md has one to copy)"
+                f"{self.site_toml}: {error.strerror}",
+                hint="name the site's folder with --home or SEQUESTER_HOME, or write site.toml there "
+                "(client/README.md has one to copy)",
             ) from None
         try:
             return SiteConfig.model_validate(tomllib.loads(text.decode("utf-8")))
@@ -152,8 +159,13 @@ class Home:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise SiteError(
-                f"{self.site_toml}: {where}: {first['msg']}", hint="client/README.md lists every setting"
+                f"{self.site_toml}: {where}: {first['msg']}{_found(first)}", hint="client/README.md lists every setting"
             ) from None
+
+
+def _found(fault: ErrorDetails) -> str:
+    """What stood there, where it is a word out of a list: other settings may hold a password."""
+    return f"; found `{str(fault['input'])[:40]}`" if fault["type"] == "literal_error" else ""
 
 
 def home(path: Path | None = None) -> Home:

@@ -56,7 +56,17 @@ def enrol(
     elif token == "-":
         typer.echo("Paste the coordinator's token:" if sys.stdin.isatty() else "", err=True, nl=sys.stdin.isatty())
         text = sys.stdin.readline()
-    found = enrolment.enrol(home_of(home), text, wait, typer.echo)
+    place = home_of(home)
+    was_in = place.consortia()
+    try:
+        found = enrolment.enrol(place, text, wait, typer.echo)
+    except KeyboardInterrupt:
+        if not place.enrolling():
+            raise
+        typer.echo("\nYou stopped waiting; the request stands. `sequester-client enrol --resume` goes on with it.")
+        raise typer.Exit(130) from None
+    if not found.is_admitted and found.consortium in was_in:
+        typer.echo(f"This site belongs to {found.consortium} already; this renews its certificate. Keys and pins stay.")
     if not found.is_admitted:
         typer.echo("next: when the coordinator has admitted you, `sequester-client enrol --resume`.")
         return
@@ -100,7 +110,8 @@ def listing(
     if not rows:
         typer.echo("No hospital is known yet; `sequester-client peers --refresh` asks the exchange.")
         return
-    table = Table("site", "standing", "fingerprint")
+    table = Table("site", "standing")
+    table.add_column("fingerprint", no_wrap=True)  # people read it aloud: each line as it is
     for row in rows:
         text = spoken(row["fingerprint"])
         table.add_row(row["site"], row["standing"], f"{text[:39]}\n{text[40:]}")
@@ -117,6 +128,8 @@ def pin(
     from sequester.client.gate import peers
 
     place = home_of(home)
+    if site == place.config().site.id:
+        raise SiteError(f"`{site}` is this site", hint="pin the others; they pin you")
     member = peers.pin(place, _one(place, consortium), site, typed)
     typer.echo(f"{member.site} is pinned.")
 

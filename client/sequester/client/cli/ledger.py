@@ -124,7 +124,7 @@ def export(
             out.write(data)
     except OSError as error:
         raise SiteError(f"{file} cannot be written: {error.strerror}", hint="name a new file") from None
-    typer.echo(f"{file}: {len(data)} bytes.")
+    typer.echo(f"{file}: {len(data)} bytes. An auditor checks it with `python3 verify_ledger.py {file}` (deploy/).")
 
 
 def _folder(place: Home) -> Path:

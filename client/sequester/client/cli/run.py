@@ -50,7 +50,8 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     table = Table("study", "consortium", "state", "analysis", "rounds", "bytes up")
     for row in rows:
-        table.add_row(*(str(row[key]) for key in ("study", "consortium", "state", "analysis", "rounds", "bytes_up")))
+        said = (str(row[key]) for key in ("consortium", "state", "analysis", "rounds", "bytes_up"))
+        table.add_row(str(row["study"])[:12], *said)
     Console().print(table if rows else "No study runs here now.")
 
 

@@ -92,11 +92,22 @@ def studies(
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     if not rows:
-        typer.echo("No study was published to this site. `sequester-client studies --refresh` asks again.")
+        joined = (
+            "`sequester-client studies --refresh` asks again."
+            if place.consortia()
+            else ("It belongs to no consortium: `sequester-client enrol` joins one.")
+        )
+        typer.echo(f"No study was published to this site. {joined}")
         return
     table = Table("study", "consortium", "title", "decision", "ended", "expires")
     for row in rows:
-        table.add_row(row["study"][:12], *(row[k] for k in ("consortium", "title", "decision", "ended", "expires")))
+        table.add_row(
+            row["study"][:12],
+            *(row[k] for k in ("consortium", "title", "decision", "ended")),
+            row["expires"].replace("T", " "),
+        )
+    for column in table.columns:
+        column.overflow = "fold"
     Console(highlight=False, markup=False).print(table)
 
 
@@ -136,7 +147,8 @@ def check(
         typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
     else:
         typer.echo(
-            f"{_title(read, config)}: " + (f"{len(found)} objections." if found else "this site would accept it.")
+            f"{_title(read, config)}: "
+            + (f"{len(found)} objection{'' if len(found) == 1 else 's'}." if found else "this site would accept it.")
         )
         for objection in found:
             typer.echo(f"  {objection.name}: {objection.sentence} (said aloud: {objection.code.value})")
@@ -161,6 +173,8 @@ def approve(
     config = place.config()
     found = pick(place, study, consortium)
     roles = config.policy.approvers
+    if role and role not in roles:
+        raise SiteError(f"role `{role}` approves nothing here", hint=f"roles: {', '.join(roles)}")
     if not role and len(roles) > 1:
         raise SiteError(f"this site asks {len(roles)} roles: {', '.join(roles)}", hint="say yours with --role")
     key = approval.identity(place, found.consortium)

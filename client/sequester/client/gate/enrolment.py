@@ -119,9 +119,10 @@ def _invitation(home: Home, config: SiteConfig, text: str | None) -> Token:
     if text is None:
         begun = sorted((home.root / "enrolment").glob("*/token"))
         if len(begun) != 1:
+            joined = f"; this site belongs to {', '.join(home.consortia())}" if home.consortia() else ""
             raise SiteError(
-                f"{len(begun)} enrolments are under way here; without a token there must be one",
-                hint="give the token that the coordinator's `invite` printed",
+                f"{len(begun)} enrolments are under way here{joined}; without a token there must be one",
+                hint="to join or renew, give the token that the coordinator's `invite` printed",
             )
         text = begun[0].read_text("ascii")
     invitation = read_token(text)

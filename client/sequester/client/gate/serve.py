@@ -67,7 +67,11 @@ async def serve(home: Home, units: bool = False) -> None:
     config = home.config()
     names = home.consortia()
     if not names:
-        raise SiteError("this site belongs to no consortium yet", hint="`sequester-client enrol` joins one")
+        asked = "`sequester-client enrol --resume` goes on with the one under way"
+        raise SiteError(
+            "this site belongs to no consortium yet",
+            hint=asked if home.enrolling() else "`sequester-client enrol` joins one",
+        )
     if faults := [fault for name in names for fault in tls.key_faults(home.consortium(name))]:
         more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
         raise SiteError(

@@ -153,8 +153,8 @@ def patients_table(config: SiteConfig) -> tuple[list[str], pl.DataFrame]:
     table = read_table(path)
     if config.data.id_column not in table.columns:
         raise SiteError(
-            f"{path.name} has no column `{config.data.id_column}`",
-            hint="set `id_column` under [data]: the patient's id",
+            f"{path.name} has no column `{config.data.id_column}` among its {len(table.columns)}",
+            hint="set `id_column` under [data]: the patient's id; a table of one column is not separated by commas or tabs",
         )
     return [i.strip() for i in table[config.data.id_column].fill_null("").to_list()], table
 

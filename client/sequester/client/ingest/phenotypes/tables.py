@@ -52,7 +52,8 @@ def ids_of(path: Path, table: pl.DataFrame, id_column: str) -> list[str]:
     """The ids of a table, trimmed; one row each or a `SiteError` with row numbers."""
     if id_column not in table.columns:
         raise SiteError(
-            f"{path.name} has no column `{id_column}`", hint="set `id_column` under [data]: the patient's id"
+            f"{path.name} has no column `{id_column}` among its {len(table.columns)}",
+            hint="set `id_column` under [data]: the patient's id",
         )
     ids = [i.strip() for i in table[id_column].fill_null("").to_list()]
     one_row_each(id_column, ids)
