@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from answering import serve
 
 STUDY, VALUES, ROUNDS = hashlib.sha256(b"rehearsal").digest(), 1_000, 3

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from answering import serve
 
 CLIP, TARGET, MODULUS, MAX_WEIGHT, EXAMPLES = 8.0, 1 << 22, 1 << 32, 1000, 100
