@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 import typer.main
 
 from sequester.client.cli.app import app as client
+from sequester.client.config import ComputeSection, NetworkSection, SiteConfig
+from sequester.client.policy import Policy
 from sequester.server.cli.app import app as server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +52,21 @@ def test_a_command_that_a_page_shows_exists_with_its_options(page: str, line: st
     options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     wrong = [word for word in words if word.startswith("--") and word != "--help" and word.split("=")[0] not in options]
     assert not wrong, f"{page}: `{line}` has no option {wrong[0]}"
+
+
+def test_the_settings_that_the_page_shows_are_all_there_are_and_are_the_defaults() -> None:
+    text = (ROOT / "client/README.md").read_text("utf-8")
+    (block,) = [b for b in re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "[policy]" in b]
+    shown = tomllib.loads(block)
+    assert shown.keys() | {"scoring"} == SiteConfig.model_fields.keys()  # scoring has a page of its own
+    read = SiteConfig.model_validate(shown)
+    for name, section in shown.items():
+        assert section.keys() == type(getattr(read, name)).model_fields.keys()
+    assert read.policy == Policy(analyses=read.policy.analyses)
+    assert (read.network, read.compute) == (NetworkSection(), ComputeSection())
+    said = re.search(r"Left out, these and: (.*?)\n\w", block, re.DOTALL)
+    assert said is not None
+    assert {*read.policy.analyses, *re.findall(r"[a-z]+", said[1])} == set(Policy().analyses)
 
 
 def test_enough_is_checked_to_mean_something() -> None:

@@ -59,6 +59,14 @@ def test_a_published_study_is_listed_with_where_it_stands(home: Home) -> None:
     assert DIGEST[:12] in run(home, "studies").stdout
 
 
+def test_a_study_whose_date_has_passed_is_listed_as_expired(home: Home) -> None:
+    old = study(expires="2020-01-01T00:00:00Z")
+    document = sign_document("study", study_json(old), COORDINATOR)
+    (home.consortium("example") / "studies" / f"{privacy.study_digest(old)}.json").write_bytes(document)
+    listed = {row["study"]: row["ended"] for row in json.loads(run(home, "studies", "--json").stdout)}
+    assert listed == {DIGEST: "", privacy.study_digest(old): "expired"}
+
+
 def test_show_is_the_text_that_is_approved_and_its_json_the_bytes_that_are_signed(home: Home) -> None:
     assert "What would leave this building" in run(home, "show", DIGEST[:8]).stdout
     assert json.loads(run(home, "show", DIGEST[:8], "--json").stdout) == study_json(STUDY)

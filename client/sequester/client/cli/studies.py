@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,7 @@ def studies(
     from sequester.client.gate import approval
 
     place = home_of(home)
-    config = place.config()
+    config, now = place.config(), datetime.now(UTC)
     if refresh:
         from sequester.client.gate import exchange
 
@@ -83,7 +84,7 @@ def studies(
             "consortium": found.consortium,
             "title": _title(found.study, config),
             "decision": approval.standing(place, found.consortium, found.digest, config.policy.approvers),
-            "ended": _outcome(place, found),
+            "ended": _outcome(place, found) or ("expired" if found.study.expires_at <= now else ""),
             "expires": found.study.expires,
         }
         for found in published(place)
