@@ -130,6 +130,38 @@ def test_a_process_that_left_the_network_cannot_reach_a_listener_on_loopback() -
     assert reached == "0"
 
 
+TAKES_IT_BACK = """
+import ctypes, os, sys
+from sequester.client import isolation
+host = os.open(f"/proc/{os.getppid()}/ns/net", os.O_RDONLY)
+print(int(LEAVE), flush=True)
+sys.stdin.readline()
+print(ctypes.CDLL(None).setns(host, isolation.CLONE_NEWNET), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "leave",
+    ["isolation.leave_network()", "ctypes.CDLL(None).unshare(isolation.CLONE_NEWNET) == 0"],
+    ids=["as compute does", "root without a user namespace"],
+)
+def test_a_process_that_can_take_the_network_back_is_not_called_isolated(leave: str) -> None:
+    """The gate looks once, and what compute could do afterwards counts."""
+    code = [sys.executable, "-c", TAKES_IT_BACK.replace("LEAVE", leave)]
+    with subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        left = process.stdout.readline().strip() == "1"
+        verdict = isolation.probe(process.pid)
+        process.stdin.write("now\n")
+        process.stdin.flush()
+        is_back = process.stdout.readline().strip() == "0"
+    if not left:
+        pytest.skip("this host allows this account no such namespace")
+    assert verdict.isolated is not is_back
+    assert is_back is ("take this host's network back" in verdict.sentence)
+    assert not (is_back and "leave_network" in leave)
+
+
 def test_a_process_in_our_own_namespace_is_not_called_isolated() -> None:
     assert not isolation.probe(os.getpid()).isolated
 
@@ -143,6 +175,8 @@ def test_a_namespace_with_an_interface_or_a_route_is_not_called_isolated(tmp_pat
         for name, space in (("self", "net:[1]"), ("7", "net:[2]")):
             (proc / name / "ns").mkdir(parents=True)
             (proc / name / "ns/net").symlink_to(space)
+            (proc / name / "ns/user").symlink_to(space)
+        (proc / "7/status").write_text("Name:\tpython\nCapPrm:\t000001ffffffffff\n")
         (proc / "7/net").mkdir()
         (proc / "7/net/dev").write_text(header + dev)
         (proc / "7/net/route").write_text("Iface\n" + route)
