@@ -160,7 +160,11 @@ class Dispatcher:
         until = time.monotonic() + _START_S
         while not self._place.exists():
             if not self._superlink.is_alive or time.monotonic() > until:
-                log.error("the SuperLink did not start; see log/superlink.log")
+                log.error(
+                    "the SuperLink did not start on ports %d and %d: is one of them taken? see log/superlink.log",
+                    self._ports["superlink_port"],
+                    self._ports["control_port"],
+                )
                 return
             await asyncio.sleep(0.1)
         from sequester.server.flower.control import Control
