@@ -45,6 +45,15 @@ def test_no_word_of_a_command_s_description_is_lost(path: tuple[str, ...], comma
     assert not lost
 
 
+def test_a_terminal_of_80_columns_fills_the_lines_of_a_long_description() -> None:
+    said = CliRunner().invoke(APPS["sequester-server"], ["study", "waive", "--help"], env={"COLUMNS": "80"}).stdout
+    lines = [line.strip() for line in said.split("╭")[0].splitlines()]
+    start = next(n for n, line in enumerate(lines) if line.startswith("It counts once"))
+    paragraph = lines[start : lines.index("", start)]
+    following = [line.split()[0] for line in paragraph[1:]]
+    assert all(len(line) + 1 + len(word) > 78 for line, word in zip(paragraph, following, strict=False))
+
+
 @pytest.mark.parametrize("name", APPS)
 def test_the_version_is_said(name: str) -> None:
     said = CliRunner().invoke(APPS[name], ["--version"])

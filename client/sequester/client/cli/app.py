@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sqlite3
 import sys
 from importlib.metadata import version
@@ -35,6 +36,19 @@ app = typer.Typer(
 )
 for subject in (identity, doctor, studies, data, run, ledger, release, score):
     subject.register(app)
+
+
+def _reflow(under: typer.Typer) -> None:
+    """Let a terminal break the lines of every description: docstrings break theirs at 120 columns."""
+    for command in under.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    for group in under.registered_groups:
+        if group.typer_instance is not None:
+            _reflow(group.typer_instance)
+
+
+_reflow(app)
 
 
 def _say_version(wanted: bool) -> None:
