@@ -59,6 +59,13 @@ def test_a_published_study_is_listed_with_where_it_stands(home: Home) -> None:
     assert DIGEST[:12] in run(home, "studies").stdout
 
 
+def test_digest_and_date_are_whole_on_a_terminal_of_80_columns(home: Home) -> None:
+    (home.consortium("example") / "outcomes").mkdir()
+    (home.consortium("example") / "outcomes" / DIGEST).write_text("withdrawn", "ascii")
+    said = CliRunner().invoke(APP, ["studies", "--home", str(home.root)], env={"COLUMNS": "80"}).stdout
+    assert DIGEST[:12] in said and STUDY.expires[:10] in said and "withdrawn" in said and "…" not in said
+
+
 def test_a_study_whose_date_has_passed_is_listed_as_expired(home: Home) -> None:
     old = study(expires="2020-01-01T00:00:00Z")
     document = sign_document("study", study_json(old), COORDINATOR)

@@ -107,7 +107,8 @@ def studies(
             *(row[k] for k in ("consortium", "title", "decision", "ended")),
             row["expires"].replace("T", " "),
         )
-    for column in table.columns:
+    table.columns[0].no_wrap = True  # people copy a digest
+    for column in table.columns[1:]:
         column.overflow = "fold"
     Console(highlight=False, markup=False).print(table)
 
