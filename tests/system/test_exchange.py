@@ -16,7 +16,7 @@ import pytest
 import loopback
 from loopback import BUNDLE, Loopback, enrolled
 from sequester.client.gate import approval
-from sequester.client.gate import session as gate_session
+from sequester.client.gate import contributor as gate_contributor
 from sequester.client.gate.audit import verify, witnesses
 from sequester.protocols.errors import RefusalCode, StudyError
 from sequester.protocols.packets import Frame, packed
@@ -148,7 +148,7 @@ def test_a_killed_compute_is_started_again_on_the_same_cohort(alps: Loopback, si
             assert gate is not None
             for rounds in (3, 9, 15):
                 await closed(alps, digest, rounds)
-                compute = gate.sessions[digest]._compute
+                compute = gate.sessions[digest]._contributor._compute
                 assert compute is not None
                 os.kill(compute.pid, signal.SIGKILL)
             assert (await alps.ended(digest))["state"] == "done"
@@ -164,7 +164,8 @@ def test_a_withdrawn_study_ends_all_local_work_within_seconds(alps: Loopback, si
                 digest = await begin(alps, long(simulated, lineage=f"try-{len(took)}", **SMALL))
                 await closed(alps, digest, 3)
                 gates = [h.gate for h in alps.hospitals.values() if h.gate is not None]
-                pids = [s._compute.pid for g in gates for s in g.sessions.values() if s._compute is not None]
+                computes = [s._contributor._compute for g in gates for s in g.sessions.values()]
+                pids = [compute.pid for compute in computes if compute is not None]
                 assert len(pids) == 3
                 began = time.monotonic()
                 await exchange.control(digest, "withdraw")
@@ -468,9 +469,9 @@ def test_an_unforeseen_fault_in_a_contribution_is_one_reason_and_the_round_is_ma
     alps: Loopback, simulated: object, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken: list[int] = []
-    real = gate_session.Outgoing.words
+    real = gate_contributor.Outgoing.words
 
-    def words(outgoing: gate_session.Outgoing) -> object:
+    def words(outgoing: gate_contributor.Outgoing) -> object:
         if len(broken) < 1:
             broken.append(1)
             raise ValueError("patient 4711 has dosage 1.5")
@@ -478,7 +479,7 @@ def test_an_unforeseen_fault_in_a_contribution_is_one_reason_and_the_round_is_ma
 
     async def main() -> None:
         async with alps.serving():
-            monkeypatch.setattr(gate_session.Outgoing, "words", words)
+            monkeypatch.setattr(gate_contributor.Outgoing, "words", words)
             digest = await begin(alps, long(simulated))
             status = await alps.ended(digest)
             assert status["state"] == "done", status

@@ -18,32 +18,23 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
 import grpc.aio
-import numpy as np
-from numpy.typing import NDArray
 
-from sequester.client.gate.contribution import Outgoing, moved_words, noise_share, noised_sum
+from sequester.client.gate.contributor import Contributor
 from sequester.client.gate.custodian import Custodian
 from sequester.client.gate.delivery import METHOD, is_kept, receipt_frame
 from sequester.client.gate.egress import Egress, Seldom
 from sequester.client.gate.journal import Journal
 from sequester.client.gate.ledger import Ledger
 from sequester.client.gate.rules import MAX_EPOCHS
-from sequester.protocols import arrays as named
 from sequester.protocols import exchange_pb2 as pb
-from sequester.protocols import privacy
-from sequester.protocols.analyses.analysis import Layout, Sums
-from sequester.protocols.analyses.training import TrainingPlan, local_round
 from sequester.protocols.errors import PeerError, SequesterError, SiteError
-from sequester.protocols.memory import Room
 from sequester.protocols.packets import Frame, packed, pieces, unpacked
-from sequester.protocols.quantise import RingVector
 from sequester.protocols.secagg.member import Member
 from sequester.protocols.secagg.messages import (
     Contribute,
@@ -104,18 +95,15 @@ class Session:
         self.progress = Progress()
         self.stands = asyncio.Event()
         self.final: str | None = None
-        self.isolation = ""  # what the kernel said of compute's network, for the receipt
         self.is_receipt_kept = False  # the exchange has said so
         self._keep = keep
         self._member, self._journal = keep(None)
         self._ledger = ledger
         self.egress = Egress(ledger, digest)
-        self._start_compute = start_compute
+        self._contributor = Contributor(study, digest, start_compute)
         self._open_channel = open_channel
         self._receipt = receipt
         self._limits = limits
-        self._compute: Custodian | None = None
-        self._room = Room()  # the vector of one round: its words are stored and sent before the next one needs it
         self._call: grpc.aio.StreamStreamCall[bytes, Frame] | None = None
         self._closed: grpc.aio.StreamStreamCall[bytes, Frame] | None = None  # the last call that was closed here
         self._is_writing = False
@@ -167,11 +155,14 @@ class Session:
         await self._stop_work()
         self._journal.close()
 
+    @property
+    def isolation(self) -> str:
+        """What the kernel said of compute's network, for the receipt."""
+        return self._contributor.isolation
+
     async def ready_compute(self) -> None:
         """Start compute and load the cohort; a `SiteError` where isolation or the cohort says no."""
-        if self._compute is None or not self._compute.is_alive:
-            self._compute = await self._start_compute()
-            self.isolation = self._compute.verdict
+        await self._contributor.ready()
 
     async def withdraw(self) -> None:
         """Leave the study for good: tell the exchange if it listens, erase the session's keys."""
@@ -408,7 +399,7 @@ class Session:
 
     async def _contribute(self, asked: Contribute) -> None:
         try:
-            words = await self._words(asked)
+            words = await self._contributor.words(asked)
         except (
             Exception
         ) as error:  # whatever it was, nothing left: one reason in the log, and nobody waits for this round
@@ -419,20 +410,6 @@ class Session:
         if await self._speak(asked, lambda: self._member.contribute(words)):
             self.progress.state = "waiting"
             self._said = ""
-
-    async def _words(self, asked: Contribute) -> RingVector:
-        """What goes under the mask in the round that asked."""
-        plan = self.study.analysis(asked.task.analysis)
-        began = asyncio.get_running_loop().time()
-        if isinstance(plan, TrainingPlan) and plan.local_steps > 1:
-            words = await self._stepped(asked, plan, privacy.layout(self.study, plan, asked.task.step))
-        else:
-            words = await self._computed(partial(self._summed, asked))
-        if isinstance(plan, TrainingPlan) and plan.send_slot_s is not None:
-            # how long the sample took says how large it was: bytes leave at the plan's time, or at a multiple of it
-            spent = asyncio.get_running_loop().time() - began
-            await asyncio.sleep(-spent % plan.send_slot_s)
-        return words
 
     async def _speak(self, asked: Contribute, act: Callable[[], Sequence[Effect]]) -> bool:
         """Whether what the member says to the round that asked, and to no later one, was said."""
@@ -453,58 +430,10 @@ class Session:
         self._fault = error
         self._close()
 
-    async def _stepped(self, asked: Contribute, plan: TrainingPlan, layout: Layout) -> RingVector:
-        """The move of local steps: each step's sum gets noise here before the next step begins."""
-        walk = local_round(plan, self.study, layout, named.decode(asked.broadcast))
-        weights = next(walk)
-        while True:
-            share = await self._share(asked)
-            sums = await self._computed(partial(self._sums, asked, named.encode(weights)))
-            noised = await asyncio.to_thread(noised_sum, self.study, plan, layout, sums, share)
-            try:
-                weights = walk.send(noised)
-            except StopIteration as over:
-                return moved_words(self.study, plan, layout, over.value)
-
-    async def _share(self, asked: Contribute) -> NDArray[np.int64] | None:
-        plan = self.study.analysis(asked.task.analysis)
-        return await asyncio.to_thread(noise_share, self.study, plan, asked.task.step, asked.noise_adders)
-
-    async def _sums(self, asked: Contribute, broadcast: bytes, compute: Custodian) -> Sums:
-        return await compute.contribution(asked.task.analysis, asked.task.step, broadcast)
-
-    async def _summed(self, asked: Contribute, compute: Custodian) -> RingVector:
-        """Noise and contribution as ring words: the one is drawn while compute works on the other."""
-        task = asked.task
-        plan = self.study.analysis(task.analysis)
-        outgoing = Outgoing(self.study, plan, task.step, asked.noise_adders, self._room)
-        drawing = asyncio.get_running_loop().run_in_executor(None, outgoing.draw)  # before a thread can wait for it
-        try:
-            await compute.contribution_to(outgoing.take, task.analysis, task.step, asked.broadcast)
-            await drawing
-            return outgoing.words()
-        finally:
-            outgoing.erase()
-            drawing.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    async def _computed(self, ask: Callable[[Custodian], Awaitable[T]]) -> T:
-        """What compute is asked for; a process that was killed is started again once, on the same frozen cohort."""
-        for last in (False, True):
-            try:
-                await self.ready_compute()
-                assert self._compute is not None
-                return await ask(self._compute)
-            except SiteError:
-                if last or (self._compute is not None and self._compute.is_alive):
-                    raise
-                log.warning("study %s: compute ended, starting it again", self.digest[:12])
-        raise AssertionError("unreachable")
-
     async def _stop_work(self) -> None:
         if self._working is not None:
             self._working.cancel()
-        if self._compute is not None:
-            await asyncio.to_thread(self._compute.kill)
+        await self._contributor.end()
 
     def _settle(self, state: str) -> None:
         if not self._is_settled:
