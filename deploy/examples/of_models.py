@@ -277,4 +277,7 @@ def _hazard(plan: Any, result: Result, x: Matrix, last: NDArray[np.int64], peopl
     yield relative(plan.name, "statsmodels", "coefficient", [r["standardised"] for r in ours], theirs, SAME)
     yield relative(plan.name, "statsmodels", "standard error", [r["se"] for r in ours], fit.bse[plan.bins :], SAME)
     base = 1 / (1 + np.exp(-fit.params[: plan.bins]))
-    yield relative(plan.name, "statsmodels", "baseline hazard", result["baseline_hazard"], base, SAME)
+    # who is held out is drawn anew each time: an interval in which nobody of the rest had the event has no maximum
+    events = np.bincount(last[people.event > 0.5], minlength=plan.bins)[: plan.bins]
+    ours_base = np.array(result["baseline_hazard"])[events > 0]
+    yield relative(plan.name, "statsmodels", "baseline hazard", ours_base, base[events > 0], SAME)

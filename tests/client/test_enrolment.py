@@ -387,10 +387,14 @@ def test_run_before_the_coordinator_decided_says_how_to_go_on(alps: Exchange, tm
 def test_who_stops_waiting_is_told_that_the_request_stands(alps: Exchange, tmp_path: Path) -> None:
     home, app = hospital(tmp_path / "north", "north"), typer.Typer()
     identity.register(app)
+    token, before = alps.token("north"), signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker ignores it
     waiting = threading.Thread(target=lambda: (time.sleep(4), signal.raise_signal(signal.SIGINT)))
     waiting.start()
-    said = CliRunner().invoke(app, ["enrol", alps.token("north"), "--home", str(home.root)])
-    waiting.join()
+    try:
+        said = CliRunner().invoke(app, ["enrol", token, "--home", str(home.root)])
+    finally:
+        waiting.join()
+        signal.signal(signal.SIGINT, before)
     assert said.exit_code == 130 and "enrol --resume" in said.stdout and home.enrolling() == ["alps"]
 
 

@@ -21,6 +21,9 @@ from sequester.protocols.study import Study
 
 pytestmark = pytest.mark.skipif(bool(warfarin.MISSING), reason=warfarin.MISSING)
 SITES = [{"id": f"site{i:02d}", "key": f"{i:064x}"} for i in range(1, 17)]
+# Of the noise, which is the operating system's: within the ends of the doses one draw has a standard deviation of .025 at
+# epsilon 1, so that a single one lies beyond a bound that the mean keeps by .06 once in a hundred runs.
+DRAWS = 5
 ORDERS = {"1": "22", "3": "8.9", "8": "4.4"}
 
 
@@ -54,8 +57,10 @@ def test_doses_of_a_private_model_are_as_safe_as_those_of_one_without(hospitals:
     for epsilon, order in ORDERS.items():
         asked = {"epsilon": epsilon, "delta": "0.000001", "order": order}
         study = privacy.calibrate(Study.model_validate(warfarin.fields(privacy=asked, sites=SITES)))
-        state = gate_loop.run(study, hospitals)["dose"].state
-        table[epsilon] = safety(hospitals, state["w"], float(state["b"][0]))
+        drawn = [gate_loop.run(study, hospitals)["dose"].state for _ in range(DRAWS)]
+        rows = [safety(hospitals, state["w"], float(state["b"][0])) for state in drawn]
+        table[epsilon] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        print(f"epsilon {epsilon}: least within at doses >= 49 in {DRAWS} draws {min(row['high'] for row in rows):.3f}")
     print("\nepsilon   MAE mg/week   within 20 %   over   under   within by dose: <=21, between, >=49 mg/week")
     for name, row in table.items():
         by_dose = "   ".join(f"{row[group]:.3f}" for group in ("low", "middle", "high"))
