@@ -73,7 +73,7 @@ def parties(n: int) -> tuple[Any, list[Any]]:
 
 def answered(folder: Path, n: int, i: int, frames_in: list[bytes]) -> list[bytes]:
     """What site i says to these frames; its journal is written before."""
-    from sequester.protocols import exchange_pb2 as pb
+    from sequester.protocols.packets import packed, unpacked
     from sequester.protocols.quantise import RingVector
     from sequester.protocols.secagg.member import Member
     from sequester.protocols.secagg.messages import Contribute, Persist, Send, StoreOutbox
@@ -97,10 +97,10 @@ def answered(folder: Path, n: int, i: int, frames_in: list[bytes]) -> list[bytes
                 case Contribute():
                     perform(member.contribute(RingVector(vector(i))))
                 case Send():
-                    said.extend(frame.SerializeToString() for frame in frames(effect.message))
+                    said.extend(packed(frame) for frame in frames(effect.message))
 
     for data in frames_in:
-        if (message := reader.take(pb.Frame.FromString(data))) is not None:
+        if (message := reader.take(unpacked(data))) is not None:
             perform(member.handle(message))
     temporary = folder / f"{i}.part"
     temporary.write_bytes(pickle.dumps((records, outbox)))
@@ -116,7 +116,7 @@ def load() -> Any:
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
-    from sequester.protocols import exchange_pb2 as pb
+    from sequester.protocols.packets import packed, unpacked
     from sequester.protocols.secagg.aggregator import Aggregator
     from sequester.protocols.secagg.messages import Outcome, Send
     from sequester.protocols.session import Task
@@ -165,13 +165,13 @@ def load() -> Any:
                     while waiting:
                         effect = waiting.popleft()
                         if isinstance(effect, Send):
-                            asked[node_of[effect.to]] += [f.SerializeToString() for f in frames(effect.message)]
+                            asked[node_of[effect.to]] += [packed(f) for f in frames(effect.message)]
                         elif isinstance(effect, Outcome):
                             ended = effect
                     for _, i, data in ask(asked) if asked else ():
                         reader = Reader(Limits(1 << 22, 32))
                         for frame in data:
-                            if (message := reader.take(pb.Frame.FromString(frame))) is not None:
+                            if (message := reader.take(unpacked(frame))) is not None:
                                 waiting.extend(machine.handle(i, message))
                 return ended
 
