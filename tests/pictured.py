@@ -51,13 +51,15 @@ def scan_study(linear: bool = False, n: int = 3000, chromosomes: int = 22) -> St
     )  # fmt: skip
 
 
+def _logistic(exact: bool, budget: str) -> dict[str, Any]:
+    if exact:
+        return {"kind": "glm", "mode": "exact", "solver": "newton", "rounds": 12}
+    return {"kind": "glm", "rounds": 10, "prevalence": "0.25", "budget": budget}
+
+
 def model_study(exact: bool) -> Study:
     """Two models of a disease, evaluation, calibration and reclassification by ancestry."""
-    fit = (
-        {"kind": "glm", "mode": "exact", "solver": "newton", "rounds": 12}
-        if exact
-        else {"kind": "glm", "rounds": 10, "prevalence": "0.25", "budget": "0.2"}
-    )
+    fit = _logistic(exact, "0.2")
     of: dict[str, Any] = {"mode": "exact"} if exact else {"budget": "0.2"}
     return contracts.study(
         title={"en": "A risk score beside age and sex"}, question="What does the score add to age and sex?",
@@ -76,11 +78,7 @@ def model_study(exact: bool) -> Study:
 
 def heads_study(exact: bool) -> Study:
     """A model on a published score, variants and covariates, its heads by ancestry, and an evaluation of each."""
-    fit = (
-        {"kind": "glm", "mode": "exact", "solver": "newton", "rounds": 12}
-        if exact
-        else {"kind": "glm", "rounds": 10, "prevalence": "0.25", "budget": "0.4"}
-    )
+    fit = _logistic(exact, "0.4")
     of: dict[str, Any] = {"mode": "exact"} if exact else {"budget": "0.2"}
     rows = variants(8)
     published = {"name": "published", "weights": [[v["id"], "0.2"] for v in rows[:4]], "mean": "0.5", "sd": "0.3"}

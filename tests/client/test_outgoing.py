@@ -18,7 +18,7 @@ import contracts
 from answering import answering
 from sequester.client.gate import contribution, reckoning
 from sequester.client.gate.contribution import Outgoing, noise_share, ring_vector
-from sequester.client.gate.ledger import Life
+from sequester.client.gate.reckoning import Life
 from sequester.protocols import arrays, noise, privacy
 from sequester.protocols.accounting import Event
 from sequester.protocols.errors import PrivacyError, SiteError

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(bool(warfarin.MISSING), reason=warfarin.MISSING)
 SITES = [{"id": f"site{i:02d}", "key": f"{i:064x}"} for i in range(1, 17)]
 # Of the noise, which is the operating system's: within the ends of the doses one draw has a standard deviation of .025 at
 # epsilon 1, so that a single one lies beyond a bound that the mean keeps by .06 once in a hundred runs.
+# What no draw comes near (mean absolute error, a fifth of the ends within reach) is asked of each.
 DRAWS = 5
 ORDERS = {"1": "22", "3": "8.9", "8": "4.4"}
 
@@ -54,12 +55,14 @@ def test_doses_of_a_private_model_are_as_safe_as_those_of_one_without(hospitals:
     table = {"none": safety(hospitals, fit["w"], float(fit["b"][0]))}
     fixed = float((np.sqrt(35) - 5.5) / 3)  # everybody takes 35 mg a week
     table["35 mg"] = safety(hospitals, np.zeros_like(fit["w"]), fixed)
+    draws: dict[str, list[dict[str, float]]] = {}
     for epsilon, order in ORDERS.items():
         asked = {"epsilon": epsilon, "delta": "0.000001", "order": order}
         study = privacy.calibrate(Study.model_validate(warfarin.fields(privacy=asked, sites=SITES)))
         drawn = [gate_loop.run(study, hospitals)["dose"].state for _ in range(DRAWS)]
         rows = [safety(hospitals, state["w"], float(state["b"][0])) for state in drawn]
         table[epsilon] = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        draws[epsilon] = rows
         print(f"epsilon {epsilon}: least within at doses >= 49 in {DRAWS} draws {min(row['high'] for row in rows):.3f}")
     print("\nepsilon   MAE mg/week   within 20 %   over   under   within by dose: <=21, between, >=49 mg/week")
     for name, row in table.items():
@@ -69,13 +72,15 @@ def test_doses_of_a_private_model_are_as_safe_as_those_of_one_without(hospitals:
         )
     none = table["none"]
     for epsilon, more in (("8", 0.2), ("3", 0.3), ("1", 0.6)):
-        assert table[epsilon]["mae"] < none["mae"] + more
+        assert all(row["mae"] < none["mae"] + more for row in draws[epsilon])
     for epsilon, more in (("8", 0.02), ("3", 0.03), ("1", 0.05)):
         assert table[epsilon]["over"] < none["over"] + more and table[epsilon]["under"] < none["under"] + more
     assert table["1"]["mae"] < table["35 mg"]["mae"]  # and the genotype still helps
     for epsilon in ORDERS:  # in each third of the doses too; the ends lose most, 5 of 100 at epsilon 1
         assert all(table[epsilon][group] > none[group] - 0.1 for group in ("low", "middle", "high"))
-        assert all(table[epsilon][group] > 0.2 for group in ("low", "high"))  # nobody there by a fixed dose
+        assert all(
+            row[group] > 0.2 for row in draws[epsilon] for group in ("low", "high")
+        )  # nobody there by a fixed dose
 
 
 def test_the_evaluation_opens_the_same_shares(hospitals: list[StoredCohort], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from sequester.client.gate.reckoning import Life
 from sequester.client.policy import Policy
 from sequester.protocols.accounting import Event, cap, cost, epsilon_pld, epsilon_rdp
 from sequester.protocols.errors import PrivacyError, RefusalCode, SiteError
@@ -64,27 +65,6 @@ class Balance:
     @property
     def left(self) -> float:
         return self.cap - self.reserved - self.spent
-
-
-@dataclass(frozen=True, slots=True)
-class Life:
-    """Everything a data set was charged, and the names of its exact releases, as it stood at one moment."""
-
-    events: tuple[Event, ...]
-    delta: str
-    exact: tuple[str, ...]
-
-    def json(self) -> dict[str, Any]:
-        """epsilon by PLD of all of it, for a patient here and for one who is here twice; it takes a second where there is much.
-
-        Of this data set alone: whether its patients are in others as well is a fact about patients and stays here.
-        """
-        delta = float(self.delta)
-        twice = [replace(event, sigma=event.sigma / 2) for event in self.events]
-        return {
-            "epsilon": round(epsilon_pld(self.events, delta), 6), "two_copies": round(epsilon_pld(twice, delta), 6),
-            "delta": self.delta, "exact": list(self.exact),
-        }  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -9,12 +9,33 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sequester.client.gate.ledger import Life
-from sequester.protocols.accounting import Event
+from sequester.protocols.accounting import Event, epsilon_pld
 
 _LONGEST_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """Everything a data set was charged, and the names of its exact releases, as it stood at one moment."""
+
+    events: tuple[Event, ...]
+    delta: str
+    exact: tuple[str, ...]
+
+    def json(self) -> dict[str, Any]:
+        """epsilon by PLD of all of it, for a patient here and for one who is here twice; it takes a second where there is much.
+
+        Of this data set alone: whether its patients are in others as well is a fact about patients and stays here.
+        """
+        delta = float(self.delta)
+        twice = [replace(event, sigma=event.sigma / 2) for event in self.events]
+        return {
+            "epsilon": round(epsilon_pld(self.events, delta), 6), "two_copies": round(epsilon_pld(twice, delta), 6),
+            "delta": self.delta, "exact": list(self.exact),
+        }  # fmt: skip
 
 
 def reckoned(life: Life) -> dict[str, Any]:
